@@ -1,0 +1,120 @@
+"""The Rust extension: devices, backups, verify and restore. Everything here releases the GIL while it works.
+
+All offsets, lengths and sizes are in bytes, all times in seconds, unless a name says otherwise.
+"""
+
+from collections.abc import Buffer, Callable, Sequence
+from typing import Any, Literal
+
+__version__: str
+
+class BlockcowError(Exception):
+    """Base of all failures. ``str()`` is one sentence: the operation, the offset, the reason, what to do."""
+
+    kind: str
+    """Stable name of the kind, e.g. ``"busy"``, ``"exists"``, ``"destination"``."""
+    operation: str
+    errno: int | None
+    offset: int | None
+
+class BusyError(BlockcowError): ...
+class ExistsError(BlockcowError): ...
+class NotFoundError(BlockcowError): ...
+class DeviceError(BlockcowError): ...
+class ContainerError(BlockcowError): ...
+class DestinationError(BlockcowError): ...
+class ManifestError(BlockcowError): ...
+class MismatchError(BlockcowError): ...
+class TimeoutExpired(BlockcowError): ...
+class TrespassError(BlockcowError): ...
+class CancelledError(BlockcowError): ...
+class StateError(BlockcowError): ...
+
+class Device:
+    """A block device or image file, held exclusively, that blockcow stands in front of. Safe from many threads."""
+
+    def __new__(cls, path: str, *, read_only: bool = False) -> Device: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def logical_block_size(self) -> int: ...
+    @property
+    def direct_io(self) -> bool:
+        """Whether O_DIRECT is in use; otherwise I/O goes through the page cache."""
+    @property
+    def read_only(self) -> bool: ...
+    @property
+    def state(self) -> Literal["passing", "holding", "backing-up"]: ...
+    def pread(self, length: int, offset: int) -> bytes: ...
+    def pwrite(self, data: Buffer, offset: int) -> int: ...
+    def flush(self) -> None: ...
+    def discard(self, offset: int, length: int) -> None: ...
+    def zero(self, offset: int, length: int) -> None: ...
+    def close(self) -> None:
+        """Cancels a backup under way, waits for I/O in flight, releases the device. Idempotent."""
+    def _prepare(
+        self,
+        *,
+        dest: str,
+        manifest: str,
+        dest_overwrite: bool,
+        container_kind: Literal["file", "block", "section", "memory"],
+        container_path: str | None,
+        container_offset: int,
+        container_bytes: int,
+        staging_bytes: int,
+        capacity_bytes: int,
+        drain_bytes: int,
+        block_size: int | None,
+        cbw_timeout: float,
+        fail_write: bool,
+        limit_read: int | None,
+        ranges: Sequence[tuple[int, int]] | None,
+        identity: dict[str, str],
+    ) -> Backup:
+        """Creates a backup: opens the container and the destination, allocates memory, lists the blocks.
+
+        ``container_bytes`` 0 means the whole block device. ``ranges`` are (offset, length) pairs and replace the list of
+        all blocks less holes. ``identity`` is recorded in the manifest as given.
+        """
+
+class Backup:
+    """One backup: created, active, then complete, broken or cancelled."""
+
+    def cut(self, timeout: float) -> float:
+        """Makes the cut and starts the sweep; returns the seconds for which writes were held."""
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits for the end; ``False`` if the timeout came first. Never raises for a broken backup: see ``status``."""
+    def cancel(self) -> None: ...
+    def raise_for_state(self) -> None:
+        """Raises the first cause if the backup is broken or cancelled."""
+    def status(self) -> dict[str, Any]:
+        """Figures so far, with the keys of the summary (docs/formats.md) less ``message_type``."""
+    def next_events(self, timeout: float) -> list[dict[str, Any]] | None:
+        """Waits for events and returns those queued, maybe none at the timeout; ``None`` when no more will come."""
+    def block_map(self, cells: int) -> list[tuple[int, int, int, int]]:
+        """For each of ``cells`` equal stretches of the device: blocks still to do, in the container, copied before
+        write and gone to the destination, copied by the sweep. Blocks off the list are not counted."""
+
+def verify(image: str, manifest: str, progress: Callable[[int, int], object] | None = None) -> dict[str, Any]:
+    """Compares an image with its manifest. Returns ``bytes``, ``digest`` and ``damaged``: offsets of the damaged extents,
+    ascending. ``progress(done, total)`` is called now and then; an exception from it ends the work and is raised."""
+
+def restore(
+    image: str,
+    manifest: str,
+    device: str,
+    *,
+    force_damaged: bool = False,
+    force_mounted: bool = False,
+    progress: Callable[[str, int, int], object] | None = None,
+) -> dict[str, Any]:
+    """Verifies the image, then writes it to a block device or file (created if absent) and syncs it; every extent is
+    checked again on its way. Raises ``MismatchError`` before the first write if the image is damaged, unless forced.
+    ``progress(phase, done, total)`` has phase ``"verify"`` or ``"restore"``. Returns ``bytes``, ``digest``,
+    ``damaged``, ``zero_bytes``."""
+
+def read_manifest(path: str) -> dict[str, Any]:
+    """The header of a manifest (docs/formats.md), after its own checksum was found right."""

@@ -1,0 +1,66 @@
+//! What the engine needs of a place that holds bytes: device, container and destination are all a `Storage`.
+//!
+//! Implementations live in `storage/`, one file each. A storage knows nothing of blocks, backups or claims.
+
+mod fault;
+mod file;
+mod lock;
+mod memory;
+mod section;
+mod throttle;
+
+use std::io;
+
+pub use fault::{Fault, FaultStorage, Operation};
+pub use file::{Access, FileStorage};
+pub use memory::MemoryStorage;
+pub use section::SectionStorage;
+pub use throttle::ThrottledStorage;
+
+use crate::geometry::ByteRange;
+
+/// The shape of requests that a storage serves without a bounce buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Alignment {
+    /// Offsets and lengths are multiples of this many bytes.
+    pub offset: u64,
+    /// Buffers start at multiples of this many bytes.
+    pub memory: u64,
+}
+
+impl Alignment {
+    /// Any offset, any length, any buffer.
+    pub const NONE: Self = Self { offset: 1, memory: 1 };
+}
+
+/// A place of fixed size that holds bytes. Safe to use from many threads; transfers are whole or an error.
+///
+/// Every method accepts every range inside the storage; ranges that fit `alignment` are served without a copy.
+pub trait Storage: Send + Sync {
+    /// Size in bytes.
+    fn size(&self) -> u64;
+
+    /// The alignment that avoids bounce buffers.
+    fn alignment(&self) -> Alignment;
+
+    /// Fills `buf` from `offset`.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Writes all of `buf` at `offset`.
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes the range read as zeroes.
+    fn zero(&self, range: ByteRange) -> io::Result<()>;
+
+    /// Tells the storage that the contents of the range are not needed; what it reads as afterwards is its own affair.
+    fn discard(&self, range: ByteRange) -> io::Result<()>;
+
+    /// Makes everything that was written durable.
+    fn sync(&self) -> io::Result<()>;
+
+    /// The first stretch at or after `from` that may hold data; everything before it reads as zeroes. `None`: only a
+    /// hole follows. A storage that cannot tell answers with all that follows.
+    fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>> {
+        Ok((from < self.size()).then(|| ByteRange { start: from, end: self.size() }))
+    }
+}
