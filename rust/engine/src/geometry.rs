@@ -122,13 +122,29 @@ impl Geometry {
             return invalid(format!("{block} is less than the device's logical block of {logical_block} bytes"));
         }
         if device_bytes.div_ceil(block) >= u64::from(u32::MAX) {
-            return invalid(format!("{block} gives too many blocks for a device of {device_bytes} bytes; use a larger one"));
+            return invalid(format!(
+                "{block} gives too many blocks for a device of {device_bytes} bytes; use a larger one"
+            ));
         }
         let mut extent = DEFAULT_EXTENT.max(block);
         while device_bytes.div_ceil(extent) > MAX_EXTENTS {
             extent *= 2;
         }
         Ok(Self { device_bytes, block_shift: block.trailing_zeros(), extent_shift: extent.trailing_zeros() })
+    }
+
+    /// The geometry that a backup was made with, however this version would choose it.
+    ///
+    /// # Errors
+    /// `Invalid` if no device can be cut like this.
+    pub fn recorded(device_bytes: u64, block_size: u64, extent_size: u64) -> Result<Self> {
+        let geometry = Self::new(device_bytes, Some(block_size), MIN_BLOCK)?;
+        let extents = device_bytes.div_ceil(extent_size.max(1));
+        if !extent_size.is_power_of_two() || extent_size < block_size || extents > MAX_EXTENTS {
+            let reason = format!("{extent_size} cannot be that of {device_bytes} bytes in blocks of {block_size}");
+            return Err(Error::new(ErrorKind::Invalid, "extent size", reason));
+        }
+        Ok(Self { extent_shift: extent_size.trailing_zeros(), ..geometry })
     }
 
     /// Size of the device in bytes.
@@ -176,7 +192,8 @@ impl Geometry {
     /// Every block that lies wholly inside the bytes; the device's short last block counts when its bytes are inside.
     pub fn blocks_inside(self, bytes: ByteRange) -> BlockRange {
         let start = bytes.start.div_ceil(self.block_size()) as u32;
-        let end = if bytes.end >= self.device_bytes { self.block_count() } else { (bytes.end >> self.block_shift) as u32 };
+        let end =
+            if bytes.end >= self.device_bytes { self.block_count() } else { (bytes.end >> self.block_shift) as u32 };
         BlockRange { start, end: end.max(start) }
     }
 
@@ -241,8 +258,23 @@ mod tests {
     }
 
     #[test]
+    fn recorded_takes_other_extents_and_refuses_nonsense() {
+        let size = (8 << 20) + 512;
+        let chosen = Geometry::new(size, None, 512).unwrap();
+        assert_eq!(Geometry::recorded(size, 4096, chosen.extent_size()).unwrap(), chosen);
+        assert_eq!(Geometry::recorded(size, 4096, 4 << 20).unwrap().extent_count(), 3);
+        for (bytes, block, extent) in
+            [(size, 4096, 0), (size, 4096, 2048), (size, 4096, 3 << 20), (1 << 50, 4096, 1 << 20)]
+        {
+            assert_eq!(Geometry::recorded(bytes, block, extent).unwrap_err().kind, ErrorKind::Invalid);
+        }
+    }
+
+    #[test]
     fn refuses_what_cannot_be() {
-        for (bytes, block, logical) in [(0, None, 512), (4096, Some(3000), 512), (4096, Some(256), 512), (8192, Some(512), 4096)] {
+        for (bytes, block, logical) in
+            [(0, None, 512), (4096, Some(3000), 512), (4096, Some(256), 512), (8192, Some(512), 4096)]
+        {
             assert_eq!(Geometry::new(bytes, block, logical).unwrap_err().kind, ErrorKind::Invalid);
         }
     }

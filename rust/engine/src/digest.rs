@@ -1,0 +1,104 @@
+//! Digests of extents: BLAKE3 of the bytes of an extent as they stand in the image, and the digest over all of them.
+//!
+//! Does not read or write anything; whoever moves an extent computes its digest and sets it here.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::Mutex;
+
+/// BLAKE3 of an extent's bytes, or [`ZERO_EXTENT`].
+pub type Digest = [u8; DIGEST_BYTES];
+
+/// Stands for an extent that is all zeroes in the image, be it zero on the device or not in the backup.
+pub const ZERO_EXTENT: Digest = [0; DIGEST_BYTES];
+
+const DIGEST_BYTES: usize = 32;
+
+/// The digest of an extent's bytes: [`ZERO_EXTENT`] if all are zero, else their BLAKE3.
+pub fn digest_of(bytes: &[u8]) -> Digest {
+    if crate::zeroes::is_zero(bytes) {
+        return ZERO_EXTENT;
+    }
+    *blake3::hash(bytes).as_bytes()
+}
+
+/// A digest as 64 lower-case hexadecimal digits.
+pub fn to_hex(digest: &Digest) -> String {
+    blake3::Hash::from_bytes(*digest).to_hex().to_string()
+}
+
+/// The digest that 64 hexadecimal digits stand for.
+///
+/// # Errors
+/// `Invalid` if the text is anything else.
+pub fn from_hex(text: &str) -> Result<Digest> {
+    match blake3::Hash::from_hex(text) {
+        Ok(hash) => Ok(*hash.as_bytes()),
+        Err(e) => Err(Error::new(ErrorKind::Invalid, "read a digest", format!("{text:?} is none: {e}"))),
+    }
+}
+
+/// One digest for each extent of an image, [`ZERO_EXTENT`] until it is set. Extents may be set from several threads.
+pub struct DigestTable {
+    /// Flat bytes, because the allocator hands them out as zero pages that cost no memory until a digest is set there;
+    /// a vector of 32-byte arrays would be filled by hand.
+    bytes: Mutex<Vec<u8>>,
+    extents: u32,
+}
+
+impl DigestTable {
+    /// A table of `extents` zero extents.
+    pub fn new(extents: u32) -> Self {
+        Self { bytes: Mutex::new(vec![0; extents as usize * DIGEST_BYTES]), extents }
+    }
+
+    /// Number of extents.
+    pub fn extents(&self) -> u32 {
+        self.extents
+    }
+
+    /// Records the digest of an extent, which must be in the table.
+    pub fn set(&self, extent: u32, digest: &Digest) {
+        let at = extent as usize * DIGEST_BYTES;
+        self.bytes.lock()[at..at + DIGEST_BYTES].copy_from_slice(digest);
+    }
+
+    /// The digest of an extent, which must be in the table.
+    pub fn get(&self, extent: u32) -> Digest {
+        let at = extent as usize * DIGEST_BYTES;
+        let mut digest = ZERO_EXTENT;
+        digest.copy_from_slice(&self.bytes.lock()[at..at + DIGEST_BYTES]);
+        digest
+    }
+
+    /// The `digest` of the backup: BLAKE3 over the digests of all extents in order, those of zero extents included.
+    pub fn root(&self) -> Digest {
+        *blake3::hash(&self.bytes.lock()).as_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_covers_every_digest_in_order() {
+        let (a, b) = (DigestTable::new(3), DigestTable::new(3));
+        a.set(0, &digest_of(b"first"));
+        a.set(2, &digest_of(b"third"));
+        b.set(0, &digest_of(b"third"));
+        b.set(2, &digest_of(b"first"));
+        let flat = [digest_of(b"first"), ZERO_EXTENT, digest_of(b"third")].concat();
+        assert_eq!(a.root(), *blake3::hash(&flat).as_bytes());
+        assert_ne!(a.root(), b.root());
+    }
+
+    #[test]
+    fn zeroes_have_the_zero_digest_and_hex_goes_both_ways() {
+        assert_eq!(digest_of(&[0; 4096]), ZERO_EXTENT);
+        let digest = digest_of(b"x");
+        assert_eq!(from_hex(&to_hex(&digest)).unwrap(), digest);
+        for text in ["", "ab", &"g".repeat(64), &"a".repeat(65)] {
+            assert_eq!(from_hex(text).unwrap_err().kind, ErrorKind::Invalid);
+        }
+    }
+}
