@@ -64,3 +64,14 @@ pub trait Storage: Send + Sync {
         Ok((from < self.size()).then(|| ByteRange { start: from, end: self.size() }))
     }
 }
+
+/// The range `length` bytes from `offset`, if a storage of `size` bytes has it.
+fn check_range(size: u64, offset: u64, length: u64) -> io::Result<ByteRange> {
+    match offset.checked_add(length) {
+        Some(end) if end <= size => Ok(ByteRange { start: offset, end }),
+        _ => {
+            let reason = format!("{length} bytes at offset {offset} are not inside the storage's {size} bytes");
+            Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
+        }
+    }
+}
