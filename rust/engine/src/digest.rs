@@ -4,6 +4,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::Mutex;
+use crate::zeroes::is_zero;
 
 /// BLAKE3 of an extent's bytes, or [`ZERO_EXTENT`].
 pub type Digest = [u8; DIGEST_BYTES];
@@ -15,10 +16,30 @@ const DIGEST_BYTES: usize = 32;
 
 /// The digest of an extent's bytes: [`ZERO_EXTENT`] if all are zero, else their BLAKE3.
 pub fn digest_of(bytes: &[u8]) -> Digest {
-    if crate::zeroes::is_zero(bytes) {
+    if is_zero(bytes) {
         return ZERO_EXTENT;
     }
     *blake3::hash(bytes).as_bytes()
+}
+
+/// The digest of an extent whose bytes come in pieces, in order.
+#[derive(Default)]
+pub struct ExtentHasher {
+    hasher: blake3::Hasher,
+    has_data: bool,
+}
+
+impl ExtentHasher {
+    /// Adds a piece.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.has_data = self.has_data || !is_zero(bytes);
+        self.hasher.update(bytes);
+    }
+
+    /// The same as `digest_of` all pieces together.
+    pub fn finish(&self) -> Digest {
+        if self.has_data { *self.hasher.finalize().as_bytes() } else { ZERO_EXTENT }
+    }
 }
 
 /// A digest as 64 lower-case hexadecimal digits.
@@ -90,6 +111,15 @@ mod tests {
         let flat = [digest_of(b"first"), ZERO_EXTENT, digest_of(b"third")].concat();
         assert_eq!(a.root(), *blake3::hash(&flat).as_bytes());
         assert_ne!(a.root(), b.root());
+    }
+
+    #[test]
+    fn pieces_have_the_digest_of_the_whole() {
+        for whole in [vec![0; 300], [vec![0; 200], vec![7; 100]].concat()] {
+            let mut hasher = ExtentHasher::default();
+            whole.chunks(64).for_each(|piece| hasher.update(piece));
+            assert_eq!(hasher.finish(), digest_of(&whole));
+        }
     }
 
     #[test]

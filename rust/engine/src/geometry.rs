@@ -216,6 +216,11 @@ impl Geometry {
         let end = (start + per_extent).min(u64::from(self.block_count()));
         BlockRange { start: start as u32, end: end as u32 }
     }
+
+    /// The bytes of an extent, cut off at the end of the device.
+    pub fn bytes_of_extent(self, extent: u32) -> ByteRange {
+        self.bytes_of(self.blocks_of_extent(extent))
+    }
 }
 
 fn default_block(device_bytes: u64, logical_block: u64) -> u64 {
@@ -237,6 +242,7 @@ mod tests {
         assert_eq!(g.extent_count(), 65);
         assert_eq!(g.bytes_of(BlockRange::at(16384, 1)), ByteRange { start: 64 << 20, end: (64 << 20) + 512 });
         assert_eq!(g.blocks_of_extent(64), BlockRange { start: 16384, end: 16385 });
+        assert_eq!(g.bytes_of_extent(64), ByteRange { start: 64 << 20, end: (64 << 20) + 512 });
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub enum Access {
     ReadOnly,
     /// Reading and writing; nobody else may do either.
     ReadWrite,
+    /// The same beside whatever the kernel has mounted there, which will not know of the changes. Other programs that
+    /// lock it still keep us out.
+    ReadWriteMounted,
 }
 
 /// A regular file or block device, held exclusively until it is dropped.

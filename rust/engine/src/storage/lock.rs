@@ -27,7 +27,7 @@ const UNSHARED: [i64; 2] = [WRITE, RESIZE];
 pub(super) fn acquire(fd: BorrowedFd<'_>, access: Access) -> io::Result<()> {
     let used: &[i64] = match access {
         Access::ReadOnly => &[CONSISTENT_READ],
-        Access::ReadWrite => &[CONSISTENT_READ, WRITE, RESIZE],
+        Access::ReadWrite | Access::ReadWriteMounted => &[CONSISTENT_READ, WRITE, RESIZE],
     };
     // Lock first and look second: of two who arrive together at least one sees the other.
     for byte in used.iter().map(|bit| USED_BASE + bit).chain(UNSHARED.map(|bit| UNSHARED_BASE + bit)) {

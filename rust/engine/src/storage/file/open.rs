@@ -18,8 +18,8 @@ impl FileStorage {
     /// Opens and holds a regular file or block device. `role` is the kind of an error that is none of those below.
     ///
     /// # Errors
-    /// `NotFound` if it does not exist, `Invalid` if it is neither a regular file nor a block device, `Busy` if it is
-    /// mounted or another program holds it.
+    /// `NotFound` if it does not exist, `Invalid` if it is neither a regular file nor a block device, `Busy` if another
+    /// program holds it or, unless the access allows for that, it is mounted.
     pub fn open(path: &Path, access: Access, role: ErrorKind) -> Result<Self> {
         let operation = format!("open {}", path.display());
         let fail = |error: Errno| os_error(role, &operation, error);
@@ -30,7 +30,8 @@ impl FileStorage {
             FileType::RegularFile => false,
             other => return Err(Error::new(ErrorKind::Invalid, operation, wrong_type(other))),
         };
-        let exclusive = if block_device { OFlags::EXCL } else { OFlags::empty() };
+        let claims = block_device && access != Access::ReadWriteMounted;
+        let exclusive = if claims { OFlags::EXCL } else { OFlags::empty() };
         let buffered = reopen(&place, access, exclusive).map_err(fail)?;
         hold(buffered, access, block_device, role, &operation)
     }
@@ -120,7 +121,7 @@ fn open_direct(fd: &OwnedFd, access: Access) -> rustix::io::Result<Option<OwnedF
 fn reopen(fd: &OwnedFd, access: Access, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let access = match access {
         Access::ReadOnly => OFlags::RDONLY,
-        Access::ReadWrite => OFlags::RDWR,
+        Access::ReadWrite | Access::ReadWriteMounted => OFlags::RDWR,
     };
     rustix::fs::open(format!("/proc/self/fd/{}", fd.as_raw_fd()), access | flags | OFlags::CLOEXEC, Mode::empty())
 }
