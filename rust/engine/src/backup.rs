@@ -1,96 +1,134 @@
-//! A backup: what it is made from, its threads, its end, and what can be asked of it.
+//! A backup as its owner sees it: it is started, watched, waited for, cancelled. Its threads are the supervisor's.
 
 mod status;
+mod supervisor;
 
 pub use status::{Cell, Status};
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::buffer::AlignedBuf;
 use crate::error::{Error, ErrorKind, Result};
-use crate::events::Event;
-use crate::list::BlockList;
-use crate::manifest::{Manifest, Particulars};
+use crate::events::{Event, Events};
 use crate::round::Round;
-use crate::state::State;
-use crate::sweep::{Pace, Plan, Sweeper};
-use crate::sync::{Arc, AtomicU32, Mutex, Ordering};
+use crate::state::{Life, State};
+use crate::sync::{Arc, Mutex, RwLock};
+use status::Record;
 
 /// How many extents are on their way from the device to the destination at a time.
 pub const SWEEPERS: usize = 2;
-/// How long `wait` waits, after the end of a broken backup, for I/O that does not come back.
-const CLEAN_UP_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What a backup needs beside what its parts share.
+/// What the threads of a backup need beside what its parts share.
 pub(crate) struct Outfit {
     pub(crate) buffers: Vec<AlignedBuf>,
     pub(crate) limit_read: Option<u64>,
     pub(crate) identity: BTreeMap<String, String>,
 }
 
-/// One backup of one device. Dropping it before its end cancels it.
+/// One backup of one device. Dropping it before its end cancels it. After its end it holds neither the device nor memory.
 pub struct Backup {
-    round: Arc<Round>,
+    life: Arc<Life>,
+    events: Arc<Events>,
+    stage: Arc<RwLock<Stage>>,
     outfit: Mutex<Option<Outfit>>,
+}
+
+/// The whole backup while it lasts, and then what is worth remembering of it.
+enum Stage {
+    UnderWay(Arc<Round>),
+    Over(Record),
 }
 
 impl Backup {
     pub(crate) fn new(round: Arc<Round>, outfit: Outfit) -> Self {
-        Self { round, outfit: Mutex::new(Some(outfit)) }
+        let (life, events) = (round.life.clone(), round.events.clone());
+        let stage = Arc::new(RwLock::new(Stage::UnderWay(round)));
+        Self { life, events, stage, outfit: Mutex::new(Some(outfit)) }
     }
 
-    pub(crate) fn round(&self) -> &Arc<Round> {
-        &self.round
+    pub(crate) fn round(&self) -> Option<Arc<Round>> {
+        match &*self.stage.read() {
+            Stage::UnderWay(round) => Some(round.clone()),
+            Stage::Over(_) => None,
+        }
     }
 
-    /// Starts the threads; the cut has been made.
-    pub(crate) fn start(&self) -> Result<()> {
-        let Some(outfit) = self.outfit.lock().take() else {
-            return Err(Error::new(ErrorKind::State, "make the cut", "this backup has been started before"));
+    pub(crate) fn ended(operation: &str) -> Error {
+        Error::new(ErrorKind::State, operation, "this backup has ended; start another")
+    }
+
+    /// Starts the threads: the cut has been made, and writes were held for so long.
+    ///
+    /// # Errors
+    /// `State` if it has been started before or no thread can be had; then the backup is broken.
+    pub fn start(&self, held: Duration) -> Result<()> {
+        let (Some(outfit), Some(round)) = (self.outfit.lock().take(), self.round()) else {
+            return Err(Self::ended("start the sweep"));
         };
-        let round = self.round.clone();
+        if let Some(cut) = &mut *round.cut.lock() {
+            cut.held = held;
+        }
+        let stage = self.stage.clone();
         let supervisor = thread::Builder::new().name("blockcow-backup".into());
-        supervisor.spawn(move || supervise(&round, outfit)).map(drop).map_err(|error| {
+        let spawned = supervisor.spawn(move || {
+            supervisor::run(&round, outfit);
+            end(&stage, round);
+        });
+        spawned.map(drop).map_err(|error| {
             let error = Error::io(ErrorKind::State, "start the sweep", &error);
-            self.round.end(State::Broken, error.clone());
-            self.round.clean_up();
+            if let Some(round) = self.round() {
+                round.end(State::Broken, error.clone());
+                end(&self.stage, round);
+            }
             error
         })
     }
 
     /// The state now.
     pub fn state(&self) -> State {
-        self.round.life.state()
+        self.life.state()
     }
 
     /// Why it is broken or cancelled: the first cause.
     pub fn cause(&self) -> Option<Error> {
-        self.round.life.cause()
+        self.life.cause()
     }
 
     /// Waits for the end and the cleaning up; `false` if `timeout` came first. I/O that hangs is not waited for long.
     pub fn wait(&self, timeout: Option<Duration>) -> bool {
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        let life = &self.round.life;
-        if !life.wait(deadline, |state, _| state.is_end()) {
-            return false;
-        }
-        let patience = Instant::now() + CLEAN_UP_PATIENCE;
-        life.wait(Some(deadline.map_or(patience, |deadline| deadline.min(patience))), |_, cleaned_up| cleaned_up);
-        true
+        self.life.wait_for_clean_up(timeout.map(|timeout| Instant::now() + timeout))
     }
 
     /// Ends the backup, unless it has ended or is being published. Every suspended write goes through.
     pub fn cancel(&self) {
-        self.round.cancel();
+        let Some(round) = self.round() else { return };
+        round.cancel();
+        if self.outfit.lock().take().is_some() {
+            end(&self.stage, round);
+        }
     }
 
     /// Waits for events and returns those queued, at most `most`; none at the timeout. `None`: no more will come.
     pub fn next_events(&self, timeout: Duration, most: usize) -> Option<Vec<Event>> {
-        self.round.events.next(timeout, most)
+        self.events.next(timeout, most)
+    }
+
+    /// The figures now.
+    pub fn status(&self) -> Status {
+        match &*self.stage.read() {
+            Stage::UnderWay(round) => status::status(round),
+            Stage::Over(record) => record.status.clone(),
+        }
+    }
+
+    /// The blocks in `cells` equal stretches of the device; fewer if it has fewer extents.
+    pub fn block_map(&self, cells: u32) -> Vec<Cell> {
+        match &*self.stage.read() {
+            Stage::UnderWay(round) => status::block_map(round, cells),
+            Stage::Over(record) => record.block_map(cells),
+        }
     }
 }
 
@@ -100,69 +138,13 @@ impl Drop for Backup {
     }
 }
 
-/// Runs the backup's threads to their end, then publishes or cleans up.
-fn supervise(round: &Round, outfit: Outfit) {
-    guarded(round, || {
-        sweep_all(round, outfit.buffers, outfit.limit_read);
-        Ok(())
-    });
-    if round.life.begin_publishing() {
-        round.published(without_panic(|| publish(round, outfit.identity)));
-    }
-    round.clean_up();
-}
-
-/// Returns when every extent is at the destination, or the backup has ended and its threads too.
-fn sweep_all(round: &Round, buffers: Vec<AlignedBuf>, limit_read: Option<u64>) {
-    let plan = Plan::new(round.geometry.extent_count());
-    let pace = Pace::new(limit_read);
-    let sweeping = AtomicU32::new(buffers.len() as u32);
-    thread::scope(|scope| {
-        for buffer in buffers {
-            let (plan, pace, sweeping) = (&plan, &pace, &sweeping);
-            scope.spawn(move || {
-                guarded(round, || Sweeper::new(round, plan, pace, buffer).run());
-                sweeping.fetch_sub(1, Ordering::AcqRel);
-                round.life.nudge();
-            });
-        }
-        scope.spawn(|| guarded(round, || write_behind(round)));
-        let over = |state: State, _| state != State::Active || sweeping.load(Ordering::Acquire) == 0;
-        while !round.life.wait(Some(round.enforce_deadline()), over) {}
-        round.container.close();
-    });
-}
-
-/// Runs a thread's work; an error or a panic breaks the backup, never the program.
-fn guarded(round: &Round, work: impl FnOnce() -> Result<()>) {
-    if let Err(error) = without_panic(work) {
-        round.end(State::Broken, error);
-    }
-}
-
-fn without_panic(work: impl FnOnce() -> Result<()>) -> Result<()> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        Err(Error::new(ErrorKind::State, "backup", "an internal error, please report it with the lines above"))
-    })
-}
-
-fn write_behind(round: &Round) -> Result<()> {
-    while let Some((room, outcome)) = round.container.write_behind() {
-        round.freed(room);
-        if let Err(error) = outcome {
-            round.container_failed(error);
-            break;
-        }
-    }
-    Ok(())
-}
-
-fn publish(round: &Round, identity: BTreeMap<String, String>) -> Result<()> {
-    let list: BlockList = std::mem::take(&mut round.list.lock());
-    let figures = status::figures(round);
-    let cut_at = status::cut_at(round).unwrap_or_default();
-    let manifest = Manifest::new(round.geometry, Particulars { cut_at, identity, figures }, list, round.digests.clone())?;
-    round.destination.publish(&manifest)?;
-    let _ = round.digest.set(manifest.header().digest.clone());
-    Ok(())
+/// The backup has ended and its threads too: cleans up, keeps the record, lets go of the rest, and tells those who wait.
+fn end(stage: &RwLock<Stage>, round: Arc<Round>) {
+    round.abandon();
+    let (life, events) = (round.life.clone(), round.events.clone());
+    let record = Record::of(&round);
+    drop(round);
+    *stage.write() = Stage::Over(record);
+    events.close();
+    life.cleaned_up();
 }

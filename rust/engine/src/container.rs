@@ -47,11 +47,6 @@ impl Container {
         Self { geometry, staging, log, state, work: Condvar::new() }
     }
 
-    /// Number of blocks that it can hold.
-    pub fn slots(&self) -> u32 {
-        self.log.as_ref().map_or(self.staging.slots(), Log::slots)
-    }
-
     /// Memory for 1 to `most` blocks. The gate has reserved the room, so there is some.
     ///
     /// # Errors

@@ -109,11 +109,13 @@ impl Driver {
         self.device.sync().map_err(|error| device_error("flush the device", &error))
     }
 
-    /// Waits until no write is in flight, then ends the backup under way, if any, as cancelled. For closing the device.
+    /// Cancels the backup under way, if any, and waits until no write is in flight. For closing the device.
     pub fn settle(&self) {
-        let round = self.armed.load_full();
-        if let Some(round) = round {
+        if let Some(round) = self.armed.load_full() {
             round.cancel();
+            let life = round.life.clone();
+            drop(round);
+            life.wait_for_clean_up(None);
         }
         let _holder = self.holder.lock();
         let parker = Arc::new(Parker::default());

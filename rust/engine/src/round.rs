@@ -49,8 +49,8 @@ pub struct Round {
     pub(crate) digests: Arc<DigestTable>,
     pub(crate) policy: Policy,
     pub(crate) stats: Stats,
-    pub(crate) events: Events,
-    pub(crate) life: Life,
+    pub(crate) events: Arc<Events>,
+    pub(crate) life: Arc<Life>,
     pub(crate) list: Mutex<BlockList>,
     /// Number of blocks on the list.
     pub(crate) listed: AtomicU64,
@@ -121,13 +121,9 @@ impl Round {
         moved.is_some()
     }
 
-    /// Ends the backup because the user wants it, and cleans up if no supervisor does.
+    /// Ends the backup because the user wants it.
     pub(crate) fn cancel(&self) {
-        let started = self.is_active();
-        let cause = Error::new(ErrorKind::Cancelled, "backup", "cancelled");
-        if self.end(State::Cancelled, cause) && !started {
-            self.clean_up();
-        }
+        self.end(State::Cancelled, Error::new(ErrorKind::Cancelled, "backup", "cancelled"));
     }
 
     /// A program is about to write where the container lies: the backup ends, and when this returns no I/O of the
@@ -138,15 +134,13 @@ impl Round {
         self.container.seal();
     }
 
-    /// Removes what an unsuccessful backup left, ends the events, and tells those who wait.
-    pub(crate) fn clean_up(&self) {
+    /// Removes what an unsuccessful backup left at the destination.
+    pub(crate) fn abandon(&self) {
         if self.life.state() != State::Complete
             && let Err(error) = self.destination.abandon()
         {
             self.life.also(&error);
         }
-        self.events.close();
-        self.life.cleaned_up();
     }
 
     /// Publishing came out like this.

@@ -4,7 +4,10 @@ use serde::Serialize;
 
 use crate::error::Error;
 use crate::sync::{Condvar, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long to wait, after the end of a backup, for I/O that does not come back.
+const CLEAN_UP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The state of a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -116,6 +119,17 @@ impl Life {
             Err(error) => self.go(State::Broken, Some(error)),
         };
         self.state()
+    }
+
+    /// Waits for the end until the deadline, `false` if that came first; then for the cleaning up, but not for ever: I/O
+    /// that hangs must not hang its backup's owner too.
+    pub fn wait_for_clean_up(&self, deadline: Option<Instant>) -> bool {
+        if !self.wait(deadline, |state, _| state.is_end()) {
+            return false;
+        }
+        let patience = Instant::now() + CLEAN_UP_PATIENCE;
+        self.wait(Some(deadline.map_or(patience, |deadline| deadline.min(patience))), |_, cleaned_up| cleaned_up);
+        true
     }
 
     /// Nothing is left to clean up.

@@ -1,16 +1,19 @@
 //! What can be asked of a backup at any time: its figures, and where its blocks are.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::Backup;
 use crate::geometry::BlockRange;
 use crate::round::Round;
 use crate::state::State;
 use crate::stats::Percentiles;
 use crate::sync::Ordering;
+
+/// Stretches of the device of which the record of an ended backup remembers the blocks.
+const REMEMBERED_CELLS: u32 = 4096;
 
 /// The figures of a backup, with the keys of the summary. Sizes in bytes, unless a name says otherwise.
 #[derive(Debug, Clone, Serialize)]
@@ -76,23 +79,50 @@ pub struct Cell {
     pub swept: u64,
 }
 
-impl Backup {
-    /// The figures now.
-    pub fn status(&self) -> Status {
-        status(self.round())
-    }
-
-    /// The blocks in `cells` equal stretches of the device; fewer if it has fewer extents.
-    pub fn block_map(&self, cells: u32) -> Vec<Cell> {
-        let round = self.round();
-        let extents = round.geometry.extent_count();
-        let cells = cells.clamp(1, extents);
-        let edge = |cell: u32| (u64::from(cell) * u64::from(extents) / u64::from(cells)) as u32;
-        (0..cells).map(|cell| cell_of(round, edge(cell)..edge(cell + 1))).collect()
+impl std::ops::AddAssign for Cell {
+    fn add_assign(&mut self, other: Self) {
+        self.to_do += other.to_do;
+        self.in_container += other.in_container;
+        self.copied_before_write += other.copied_before_write;
+        self.swept += other.swept;
     }
 }
 
-fn cell_of(round: &Round, extents: std::ops::Range<u32>) -> Cell {
+/// What is remembered of a backup after its end.
+pub(super) struct Record {
+    pub(super) status: Status,
+    cells: Vec<Cell>,
+}
+
+impl Record {
+    pub(super) fn of(round: &Round) -> Self {
+        Self { status: status(round), cells: block_map(round, REMEMBERED_CELLS) }
+    }
+
+    pub(super) fn block_map(&self, cells: u32) -> Vec<Cell> {
+        let stretches = stretches(self.cells.len() as u32, cells);
+        let sum = |stretch: Range<u32>| {
+            let mut sum = Cell::default();
+            stretch.for_each(|cell| sum += self.cells[cell as usize]);
+            sum
+        };
+        stretches.map(sum).collect()
+    }
+}
+
+/// The blocks in `cells` equal stretches of the device; fewer if it has fewer extents.
+pub(super) fn block_map(round: &Round, cells: u32) -> Vec<Cell> {
+    stretches(round.geometry.extent_count(), cells).map(|extents| cell_of(round, extents)).collect()
+}
+
+/// `things` in so many stretches of nearly equal length, none of them empty.
+fn stretches(things: u32, stretches: u32) -> impl Iterator<Item = Range<u32>> {
+    let stretches = stretches.clamp(1, things);
+    let edge = move |at: u32| (u64::from(at) * u64::from(things) / u64::from(stretches)) as u32;
+    (0..stretches).map(move |at| edge(at)..edge(at + 1))
+}
+
+fn cell_of(round: &Round, extents: Range<u32>) -> Cell {
     let first = round.geometry.blocks_of_extent(extents.start).start;
     let last = round.geometry.blocks_of_extent(extents.end - 1).end;
     let in_container = u64::from(round.container.held(extents.clone()));
@@ -122,7 +152,7 @@ pub(super) fn figures(round: &Round) -> Map<String, Value> {
     figures
 }
 
-fn status(round: &Round) -> Status {
+pub(super) fn status(round: &Round) -> Status {
     let block_size = round.geometry.block_size();
     let room = round.gate.room();
     let (suspended_writes, suspended_us) = round.stats.suspensions();

@@ -42,10 +42,7 @@ impl Driver {
         let hold = self.hold(timeout)?;
         hold.arm(backup)?;
         let held = hold.release();
-        if let Some(cut) = &mut *backup.round().cut.lock() {
-            cut.held = held;
-        }
-        backup.start()?;
+        backup.start(held)?;
         Ok(held)
     }
 }
@@ -56,7 +53,7 @@ impl Hold<'_> {
     /// # Errors
     /// `State` if another backup of the device is under way, or this one has ended or was cut before.
     pub fn arm(&self, backup: &Backup) -> Result<()> {
-        let round = backup.round();
+        let Some(round) = &backup.round() else { return Err(Backup::ended("make the cut")) };
         let state = |reason: &str| Err(Error::new(ErrorKind::State, "make the cut", reason));
         if !Arc::ptr_eq(&round.armed, &self.driver.armed) {
             return state("this backup was prepared for another device");
@@ -69,7 +66,7 @@ impl Hold<'_> {
         self.driver.armed.store(Some(round.clone()));
         if !round.activate() {
             self.driver.armed.store(None);
-            return state("this backup has ended");
+            return Err(Backup::ended("make the cut"));
         }
         Ok(())
     }

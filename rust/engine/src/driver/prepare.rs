@@ -13,13 +13,11 @@ use crate::copied::{CopiedMap, words_for};
 use crate::destination::Destination;
 use crate::digest::DigestTable;
 use crate::error::{Error, ErrorKind, Result};
-use crate::events::Events;
 use crate::gate::{Gate, Limits};
 use crate::geometry::{BlockRange, ByteRange, Geometry};
 use crate::list::BlockList;
 use crate::round::{Policy, Round};
 use crate::slab::Slab;
-use crate::state::Life;
 use crate::stats::Stats;
 use crate::storage::{SectionStorage, Storage};
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex};
@@ -106,8 +104,8 @@ impl Driver {
             digests: Arc::new(DigestTable::new(geometry.extent_count())),
             policy: Policy { cbw_timeout: spec.policy.cbw_timeout.min(LONGEST_TIMEOUT), ..spec.policy },
             stats: Stats::new(Words::new(tally)),
-            events: Events::default(),
-            life: Life::default(),
+            events: Arc::default(),
+            life: Arc::default(),
             list: Mutex::new(BlockList::new()),
             listed: AtomicU64::new(0),
             digest: OnceLock::new(),
@@ -117,9 +115,9 @@ impl Driver {
         });
         let buffers = (0..SWEEPERS).map(|_| AlignedBuf::new(geometry.extent_size() as usize)).collect();
         let outfit = Outfit { buffers, limit_read: spec.limit_read, identity: spec.identity };
-        let backup = Backup::new(round, outfit);
-        self.make_list(backup.round(), spec.listing, sparse)?;
-        backup.round().unlist(reserved);
+        let backup = Backup::new(round.clone(), outfit);
+        self.make_list(&round, spec.listing, sparse)?;
+        round.unlist(reserved);
         Ok(backup)
     }
 
