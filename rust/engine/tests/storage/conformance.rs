@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use blockcow_engine::buffer::AlignedBuf;
@@ -295,4 +296,33 @@ fn loop_device_with_large_sectors_conforms() {
     if can("loop_device_with_large_sectors_conforms", &["losetup"]) {
         conform_device(100_000, &["--sector-size", "4096"], 4096);
     }
+}
+
+/// A write of one byte reads and writes back its sector; what comes to the rest of the sector meanwhile must stay.
+#[test]
+fn a_byte_written_meanwhile_takes_nothing_else_back() {
+    if !can("a_byte_written_meanwhile_takes_nothing_else_back", &["losetup"]) {
+        return;
+    }
+    let device = Loop::new(1 << 20, &[]);
+    let storage = FileStorage::open(&device.path, Access::ReadWrite, ErrorKind::Device).unwrap();
+    let sector = ByteRange { start: 512, end: 1024 };
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                storage.write_at(&[255], sector.start).unwrap();
+            }
+        });
+        let mut buf = AlignedBuf::new(512);
+        let kept = (1..500).all(|round| {
+            let value = if round % 2 == 0 { 0 } else { (round % 200) as u8 };
+            buf.fill(value);
+            if value == 0 { storage.zero(sector) } else { storage.write_at(&buf, sector.start) }.unwrap();
+            storage.read_at(&mut buf, sector.start).unwrap();
+            buf[1..].iter().all(|byte| *byte == value)
+        });
+        done.store(true, Ordering::Relaxed);
+        assert!(kept, "a sector was written back as it had been before");
+    });
 }
