@@ -165,8 +165,12 @@ impl Device {
         ranges: Option<Vec<(u64, u64)>>,
         identity: BTreeMap<String, String>,
     ) -> PyResult<Backup> {
-        let description =
-            Description { kind: container_kind, path: container_path, offset: container_offset, bytes: container_bytes };
+        let description = Description {
+            kind: container_kind,
+            path: container_path,
+            offset: container_offset,
+            bytes: container_bytes,
+        };
         let backup = self.with(py, move |driver| {
             let cbw_timeout = duration(cbw_timeout)?;
             let listing = match ranges {

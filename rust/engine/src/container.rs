@@ -53,7 +53,11 @@ impl Container {
     /// `Container` if the reservation was wrong: never write over what is not free.
     pub fn stage(&self, most: u32) -> Result<Memory> {
         self.staging.take(most).ok_or_else(|| {
-            Error::new(ErrorKind::Container, "stage a block", "no free place although one was reserved: a bug, please report it")
+            Error::new(
+                ErrorKind::Container,
+                "stage a block",
+                "no free place although one was reserved: a bug, please report it",
+            )
         })
     }
 

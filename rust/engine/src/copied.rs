@@ -40,12 +40,16 @@ impl<W: Deref<Target = [AtomicU64]>> CopiedMap<W> {
 
     /// Puts blocks on the list; returns how many were not on it before. Only before the cut.
     pub fn list(&self, blocks: BlockRange) -> u32 {
-        masks(blocks).map(|(word, mask)| (mask & !self.pending[word].fetch_or(mask, Ordering::AcqRel)).count_ones()).sum()
+        masks(blocks)
+            .map(|(word, mask)| (mask & !self.pending[word].fetch_or(mask, Ordering::AcqRel)).count_ones())
+            .sum()
     }
 
     /// Takes blocks off the list; returns how many were on it. Only before the cut.
     pub fn unlist(&self, blocks: BlockRange) -> u32 {
-        masks(blocks).map(|(word, mask)| (mask & self.pending[word].fetch_and(!mask, Ordering::AcqRel)).count_ones()).sum()
+        masks(blocks)
+            .map(|(word, mask)| (mask & self.pending[word].fetch_and(!mask, Ordering::AcqRel)).count_ones())
+            .sum()
     }
 
     /// Whether a write to these blocks may go: none of them is pending.
@@ -184,7 +188,8 @@ mod tests {
         let map = map(4096);
         map.list(BlockRange::at(0, 4096));
         let wins: Vec<BTreeSet<u32>> = std::thread::scope(|scope| {
-            let claimers: Vec<_> = (0..4).map(|_| scope.spawn(|| blocks_of(&map.claim(BlockRange::at(0, 4096), !0)))).collect();
+            let claimers: Vec<_> =
+                (0..4).map(|_| scope.spawn(|| blocks_of(&map.claim(BlockRange::at(0, 4096), !0)))).collect();
             claimers.into_iter().map(|claimer| claimer.join().unwrap()).collect()
         });
         assert_eq!(wins.iter().map(BTreeSet::len).sum::<usize>(), 4096);

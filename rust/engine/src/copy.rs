@@ -35,9 +35,10 @@ fn copy_piece(round: &Round, run: BlockRange) -> Result<u32> {
     let count = memory.count();
     let piece = BlockRange::at(run.start, count);
     let bytes = round.geometry.bytes_of(piece);
-    round.device.read_at(&mut memory[..bytes.len() as usize], bytes.start).map_err(|error| {
-        Error::io(ErrorKind::Device, "read the old blocks from the device", &error).at(bytes.start)
-    })?;
+    round
+        .device
+        .read_at(&mut memory[..bytes.len() as usize], bytes.start)
+        .map_err(|error| Error::io(ErrorKind::Device, "read the old blocks from the device", &error).at(bytes.start))?;
     let unused = round.container.store(piece.start, memory);
     round.tally_copied_before_write(piece);
     wake_all(round.gate.copied(piece));

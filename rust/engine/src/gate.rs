@@ -73,7 +73,12 @@ impl<W> Gate<W> {
         self.admit_slowly(blocks, ticket, waiter)
     }
 
-    fn admit_slowly(&self, blocks: BlockRange, ticket: Option<Ticket>, waiter: impl FnOnce(Ticket) -> W) -> Admission<W> {
+    fn admit_slowly(
+        &self,
+        blocks: BlockRange,
+        ticket: Option<Ticket>,
+        waiter: impl FnOnce(Ticket) -> W,
+    ) -> Admission<W> {
         let mut queue = self.queue.lock();
         let decision = self.decide(&mut queue, blocks, ticket, waiter);
         // Room that this write did not need goes to the next in line, or else that one would sleep beside free room.

@@ -129,7 +129,8 @@ impl Round {
     /// A program is about to write where the container lies: the backup ends, and when this returns no I/O of the
     /// container is under way, so that the write stays.
     pub(crate) fn trespassed(&self, bytes: ByteRange) {
-        let reason = "a program wrote into the section of the device that holds the container; use a section that nothing uses";
+        let reason =
+            "a program wrote into the section of the device that holds the container; use a section that nothing uses";
         self.end(State::Broken, Error::new(ErrorKind::Trespass, "copy before write", reason).at(bytes.start));
         self.container.seal();
     }
@@ -197,7 +198,8 @@ impl Round {
 
     fn too_late(&self) -> Error {
         let room = self.gate.room();
-        let why = if room.draining() { "the container was full and the drain too slow" } else { "a copy took too long" };
+        let why =
+            if room.draining() { "the container was full and the drain too slow" } else { "a copy took too long" };
         Error {
             kind: ErrorKind::Timeout,
             operation: "copy before write".into(),

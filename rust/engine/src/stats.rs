@@ -77,8 +77,9 @@ impl Stats {
     /// Blocks of the extents that were swept, and that were copied before a write.
     pub fn tally(&self, extents: std::ops::Range<u32>) -> (u64, u64) {
         let words = &self.tally[extents.start as usize..extents.end as usize];
-        words.iter().map(|word| word.load(Ordering::Relaxed)).fold((0, 0), |(swept, before), word| {
-            (swept + (word & u64::from(u32::MAX)), before + (word >> 32))
-        })
+        words
+            .iter()
+            .map(|word| word.load(Ordering::Relaxed))
+            .fold((0, 0), |(swept, before), word| (swept + (word & u64::from(u32::MAX)), before + (word >> 32)))
     }
 }

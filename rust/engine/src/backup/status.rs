@@ -146,7 +146,9 @@ pub(super) fn figures(round: &Round) -> Map<String, Value> {
         Ok(Value::Object(figures)) => figures,
         _ => Map::new(),
     };
-    for only_while_it_runs in ["status", "digest", "error", "cut_at", "suspended_now", "container_used_bytes", "draining"] {
+    for only_while_it_runs in
+        ["status", "digest", "error", "cut_at", "suspended_now", "container_used_bytes", "draining"]
+    {
         figures.remove(only_while_it_runs);
     }
     figures
@@ -178,10 +180,11 @@ pub(super) fn status(round: &Round) -> Status {
         dest_written_bytes: round.destination.written_bytes(),
         zero_bytes: round.destination.zero_bytes(),
         cut_at: cut_at(round),
-        duration_s: cut.map_or(Duration::ZERO, |cut| round.life.ended_at().map_or_else(
-            || cut.instant.elapsed(),
-            |end| end.duration_since(cut.instant),
-        )).as_secs_f64(),
+        duration_s: cut
+            .map_or(Duration::ZERO, |cut| {
+                round.life.ended_at().map_or_else(|| cut.instant.elapsed(), |end| end.duration_since(cut.instant))
+            })
+            .as_secs_f64(),
         digest: round.digest.get().cloned(),
         error: round.life.cause().map(|cause| cause.to_string()),
         events_dropped: round.events.dropped(),

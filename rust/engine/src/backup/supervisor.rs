@@ -61,7 +61,8 @@ fn publish(round: &Round, identity: BTreeMap<String, String>) -> Result<()> {
     let list: BlockList = std::mem::take(&mut round.list.lock());
     let figures = status::figures(round);
     let cut_at = status::cut_at(round).unwrap_or_default();
-    let manifest = Manifest::new(round.geometry, Particulars { cut_at, identity, figures }, list, round.digests.clone())?;
+    let manifest =
+        Manifest::new(round.geometry, Particulars { cut_at, identity, figures }, list, round.digests.clone())?;
     round.destination.publish(&manifest)?;
     round.digest.get_or_init(|| manifest.header().digest.clone());
     Ok(())

@@ -30,7 +30,8 @@ impl Log {
     pub fn new(storage: Arc<dyn Storage>, block_bytes: usize) -> Result<Self> {
         let count = storage.size() / block_bytes as u64;
         let slots = u32::try_from(count).ok().filter(|&slots| slots > 0 && slots < u32::MAX).ok_or_else(|| {
-            let reason = format!("{} bytes hold {count} blocks of {block_bytes}; it must be 1 to 2^32 - 2", storage.size());
+            let reason =
+                format!("{} bytes hold {count} blocks of {block_bytes}; it must be 1 to 2^32 - 2", storage.size());
             Error::new(ErrorKind::Invalid, "container size", reason)
         })?;
         let batch_bytes = BATCH_BYTES.max(block_bytes);

@@ -137,7 +137,8 @@ impl Driver {
             }
             ContainerPlace::Section(section) => {
                 if section.end > geometry.device_bytes() {
-                    let reason = format!("the section ends at {}, the device at {}", section.end, geometry.device_bytes());
+                    let reason =
+                        format!("the section ends at {}, the device at {}", section.end, geometry.device_bytes());
                     return Err(Error::new(ErrorKind::Invalid, "container", reason));
                 }
                 let blocks = geometry.blocks_inside(section);
