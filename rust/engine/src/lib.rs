@@ -1,15 +1,34 @@
 //! blockcow's copy-before-write engine. No Python and no protocol; front-ends and bindings stand on top of it.
 
+mod arena;
+pub mod backup;
 pub mod buffer;
+mod container;
+pub mod copied;
+mod copy;
 pub mod destination;
 pub mod digest;
+pub mod driver;
 pub mod error;
+pub mod events;
+pub mod flights;
+pub mod gate;
 pub mod geometry;
+pub mod list;
 pub mod manifest;
 mod partial;
 pub mod restore;
+mod round;
 mod scan;
+mod slab;
+pub mod state;
+mod stats;
 pub mod storage;
+mod sweep;
 mod sync;
 pub mod verify;
+mod waiter;
 pub mod zeroes;
+
+pub use round::Policy;
+pub use stats::Percentiles;

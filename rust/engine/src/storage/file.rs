@@ -79,12 +79,13 @@ impl FileStorage {
         }
     }
 
-    /// The direct descriptor and its part of the range, then the rest.
+    /// The part of the range for the direct descriptor, and the part for the buffered one.
     fn split(&self, range: ByteRange) -> (ByteRange, ByteRange) {
         let edge = self.edge.clamp(range.start, range.end);
         (ByteRange { start: range.start, end: edge }, ByteRange { start: edge, end: range.end })
     }
 
+    /// Whether the kernel takes the request as it is.
     fn fits(&self, range: ByteRange, memory: *const u8) -> bool {
         range.grow_to(self.alignment.offset) == range && memory.addr().is_multiple_of(self.alignment.memory as usize)
     }
@@ -145,6 +146,7 @@ impl FileStorage {
         AlignedBuf::with_alignment(length as usize, self.alignment.memory as usize)
     }
 
+    /// `None`: there is no such place up to the end of the file.
     fn seek(&self, to: SeekFrom) -> io::Result<Option<u64>> {
         match rustix::fs::seek(&self.buffered, to) {
             Ok(at) => Ok(Some(at)),
@@ -166,7 +168,9 @@ impl Storage for FileStorage {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let (head, tail) = self.split(check_range(self.size, offset, buf.len() as u64)?);
         let (first, last) = buf.split_at_mut(head.len() as usize);
-        if let Some(direct) = self.direct.as_ref().filter(|_| !head.is_empty()) {
+        if let Some(direct) = &self.direct
+            && !head.is_empty()
+        {
             self.read_direct(direct, first, head)?;
         }
         read_full(&self.buffered, last, tail.start, 1)
@@ -175,7 +179,9 @@ impl Storage for FileStorage {
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let (head, tail) = self.split(check_range(self.size, offset, buf.len() as u64)?);
         let (first, last) = buf.split_at(head.len() as usize);
-        if let Some(direct) = self.direct.as_ref().filter(|_| !head.is_empty()) {
+        if let Some(direct) = &self.direct
+            && !head.is_empty()
+        {
             self.write_direct(direct, first, head)?;
         }
         write_full(&self.buffered, last, tail.start, 1)
@@ -203,13 +209,9 @@ impl Storage for FileStorage {
             return Ok(Some(ByteRange { start: from, end: self.size }));
         }
         let _position = self.seek.lock();
-        let start = match self.seek(SeekFrom::Data(from)) {
-            Ok(Some(start)) => start,
-            Ok(None) => return Ok(None),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => from,
-            Err(error) => return Err(error),
-        };
-        let end = self.seek(SeekFrom::Hole(start)).ok().flatten().unwrap_or(self.size);
+        let Some(start) = self.seek(SeekFrom::Data(from))? else { return Ok(None) };
+        // A discard between the two calls may have left nothing here; a stretch is never empty all the same.
+        let end = self.seek(SeekFrom::Hole(start))?.unwrap_or(self.size).max(start + self.granule);
         Ok((start < self.size).then(|| ByteRange { start, end: end.min(self.size) }))
     }
 }

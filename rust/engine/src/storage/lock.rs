@@ -1,8 +1,8 @@
 //! Locks on image files in the way of QEMU's `block/file-posix.c`, so that it and we refuse each other's files.
 //!
-//! Each permission has two bytes in the file: one that a holder locks when it uses the permission, one when it does not
-//! share it. All locks are shared ones; a conflict is found by asking whether an exclusive one could be had. They belong
-//! to the open file description, so they go when it is closed, however the process ends.
+//! Each permission has two bytes in the file: one that a holder locks when it uses the permission, one when it does
+//! not share it. All locks are shared ones; a conflict is found by asking whether an exclusive one could be had. They
+//! belong to the open file description, so they go when it is closed, however the process ends.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -34,6 +34,12 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
+/// As `run`, for the end of a test: a test that has failed already goes on to clean up the rest.
+fn clean(program: &str, arguments: &[&str]) {
+    let done = Command::new(program).args(arguments).status().is_ok_and(|status| status.success());
+    assert!(done || std::thread::panicking(), "{program} {arguments:?} failed");
+}
+
 pub fn text(path: &Path) -> &str {
     path.to_str().expect("paths of tests are text")
 }
@@ -56,7 +62,7 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        run("losetup", &["--detach", text(&self.path)]);
+        clean("losetup", &["--detach", text(&self.path)]);
     }
 }
 
@@ -96,6 +102,6 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        run("umount", &[text(self.folder.path())]);
+        clean("umount", &[text(self.folder.path())]);
     }
 }

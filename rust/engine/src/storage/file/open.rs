@@ -13,6 +13,7 @@ use crate::storage::{Alignment, lock};
 use crate::sync::{Mutex, RwLock};
 
 const DEFAULT_LOGICAL_BLOCK: u64 = 512;
+const BLKROGET: rustix::ioctl::Opcode = rustix::ioctl::opcode::none(0x12, 94);
 
 impl FileStorage {
     /// Opens and holds a regular file or block device. `role` is the kind of an error that is none of those below.
@@ -33,6 +34,9 @@ impl FileStorage {
         let claims = block_device && access != Access::ReadWriteMounted;
         let exclusive = if claims { OFlags::EXCL } else { OFlags::empty() };
         let buffered = reopen(&place, access, exclusive).map_err(fail)?;
+        if block_device && access == Access::ReadWrite && is_read_only(&buffered).map_err(fail)? {
+            return Err(read_only(role, operation));
+        }
         hold(buffered, access, block_device, role, &operation)
     }
 
@@ -95,6 +99,13 @@ fn hold(
     })
 }
 
+/// The kernel lets a program open a read-only device for writing, and fails the writes.
+fn is_read_only(device: &OwnedFd) -> rustix::io::Result<bool> {
+    // SAFETY: BLKROGET writes one int to the pointer.
+    let flag = unsafe { rustix::ioctl::ioctl(device, rustix::ioctl::Getter::<BLKROGET, i32>::new()) }?;
+    Ok(flag != 0)
+}
+
 /// What the kernel says direct I/O needs; `None` if it offers none or does not say.
 fn direct_alignment(fd: &OwnedFd, sector: Option<u64>) -> rustix::io::Result<Option<Alignment>> {
     let stat = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)?;
@@ -136,6 +147,12 @@ fn os_error(role: ErrorKind, operation: &str, error: Errno) -> Error {
         Errno::ACCESS | Errno::PERM => Error::io(role, operation, &source).hint("run as a user who may, such as root"),
         _ => Error::io(role, operation, &source),
     }
+}
+
+fn read_only(role: ErrorKind, operation: String) -> Error {
+    let mut error = Error::new(role, operation, "the device is read-only; choose another, or try blockdev --setrw");
+    error.errno = Some(Errno::ROFS.raw_os_error());
+    error
 }
 
 fn lock_error(role: ErrorKind, operation: &str, source: &io::Error) -> Error {

@@ -1,0 +1,52 @@
+//! Opens what the container lies on, as Python describes it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blockcow_engine::driver::ContainerPlace;
+use blockcow_engine::error::{Error, ErrorKind, Result};
+use blockcow_engine::geometry::ByteRange;
+use blockcow_engine::storage::{Access, FileStorage};
+
+/// A container's kind, path, offset and size in bytes.
+pub struct Description {
+    /// `file`, `block`, `section` or `memory`.
+    pub kind: String,
+    /// The file or block device.
+    pub path: Option<PathBuf>,
+    /// Where the section begins.
+    pub offset: u64,
+    /// The size; 0 takes the whole block device.
+    pub bytes: u64,
+}
+
+impl Description {
+    /// Opens or creates it.
+    pub fn open(&self) -> Result<ContainerPlace> {
+        match (self.kind.as_str(), &self.path) {
+            ("memory", _) => Ok(ContainerPlace::Memory(self.bytes)),
+            ("section", _) => Ok(ContainerPlace::Section(ByteRange::at(self.offset, self.bytes)?)),
+            ("file", Some(path)) => Ok(ContainerPlace::Storage(Arc::new(create(path, self.bytes)?))),
+            ("block", Some(path)) => {
+                let storage = FileStorage::open(path, Access::ReadWrite, ErrorKind::Container)?;
+                Ok(ContainerPlace::Storage(Arc::new(storage)))
+            }
+            (kind, _) => Err(Error::new(ErrorKind::Invalid, "container", format!("unknown kind {kind:?}, or no path"))),
+        }
+    }
+}
+
+/// A file that nothing else can reach and that vanishes with its last descriptor, so that no kill leaves it behind.
+fn create(path: &Path, bytes: u64) -> Result<FileStorage> {
+    let storage = FileStorage::create(path, bytes, ErrorKind::Container)?;
+    let failed = |operation: &str, error| {
+        Error::io(ErrorKind::Container, format!("{operation} the container {}", path.display()), &error)
+    };
+    std::fs::remove_file(path).map_err(|error| failed("unlink", error))?;
+    match storage.allocate() {
+        Ok(()) => Ok(storage),
+        // A file system that cannot allocate ahead may run out of space later; then the policy applies.
+        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Ok(storage),
+        Err(error) => Err(failed("allocate", error).hint("free space there, or give a smaller --container-size")),
+    }
+}

@@ -1,0 +1,176 @@
+//! The driver: what a front-end talks to. Stands in front of one device and passes, holds, suspends and releases writes.
+//!
+//! It does a program's I/O on the program's thread, or on the crew's for requests that were parked.
+
+mod cut;
+mod passage;
+mod prepare;
+mod request;
+
+pub use cut::Hold;
+pub use prepare::{ContainerPlace, Listing, Spec};
+pub use request::{Completion, Request};
+
+use std::io;
+
+use arc_swap::ArcSwapOption;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::flights::Flights;
+use crate::geometry::ByteRange;
+use crate::round::Round;
+use crate::storage::Storage;
+use crate::sync::{Arc, Mutex};
+use crate::waiter::{Outcome, Parker, Waiter, wake_all};
+use passage::{Passage, Passed};
+use request::Crew;
+
+/// Stands in front of one device.
+pub struct Driver {
+    device: Arc<dyn Storage>,
+    flights: Flights<Waiter>,
+    /// The backup under way, or one that is recording before its cut.
+    armed: Arc<ArcSwapOption<Round>>,
+    /// One hold at a time.
+    holder: Mutex<()>,
+    crew: Crew,
+}
+
+impl Driver {
+    /// Stands in front of `device`.
+    pub fn new(device: Arc<dyn Storage>) -> Arc<Self> {
+        Arc::new(Self {
+            device,
+            flights: Flights::default(),
+            armed: Arc::new(ArcSwapOption::empty()),
+            holder: Mutex::new(()),
+            crew: Crew::default(),
+        })
+    }
+
+    /// Size of the device in bytes.
+    pub fn size(&self) -> u64 {
+        self.device.size()
+    }
+
+    /// The driver's state: `passing`, `holding` or `backing-up`.
+    pub fn state(&self) -> &'static str {
+        if self.flights.holding() {
+            return "holding";
+        }
+        match &*self.armed.load() {
+            Some(round) if round.is_active() => "backing-up",
+            _ => "passing",
+        }
+    }
+
+    /// Fills `buffer` from `offset`. Reads are never held or suspended.
+    ///
+    /// # Errors
+    /// `Invalid` outside the device; `Device` with the device's own error.
+    pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.range("read from the device", offset, buffer.len() as u64)?;
+        self.device.read_at(buffer, offset).map_err(|error| device_error("read from the device", &error).at(offset))
+    }
+
+    /// Writes `data` at `offset`; waits while its blocks are being copied for a backup.
+    ///
+    /// # Errors
+    /// `Invalid` outside the device; `Device` with the device's own error; under the policy `fail-write` also the error
+    /// that kept its blocks from being copied.
+    pub fn write(&self, data: &[u8], offset: u64) -> Result<()> {
+        let bytes = self.range("write to the device", offset, data.len() as u64)?;
+        self.passing(bytes, || self.device.write_at(data, offset), "write to the device")
+    }
+
+    /// Makes a range read as zeroes; a write like any other.
+    ///
+    /// # Errors
+    /// As [`Driver::write`].
+    pub fn zero(&self, offset: u64, length: u64) -> Result<()> {
+        let bytes = self.range("zero on the device", offset, length)?;
+        self.passing(bytes, || self.device.zero(bytes), "zero on the device")
+    }
+
+    /// Discards a range; a write like any other.
+    ///
+    /// # Errors
+    /// As [`Driver::write`].
+    pub fn discard(&self, offset: u64, length: u64) -> Result<()> {
+        let bytes = self.range("discard on the device", offset, length)?;
+        self.passing(bytes, || self.device.discard(bytes), "discard on the device")
+    }
+
+    /// Makes every write that was acknowledged durable.
+    ///
+    /// # Errors
+    /// `Device` with the device's own error.
+    pub fn flush(&self) -> Result<()> {
+        self.device.sync().map_err(|error| device_error("flush the device", &error))
+    }
+
+    /// Cancels the backup under way, if any, and waits until no write is in flight. For closing the device.
+    pub fn settle(&self) {
+        if let Some(round) = self.armed.load_full() {
+            round.cancel();
+            let life = round.life.clone();
+            drop(round);
+            life.wait_for_clean_up(None);
+        }
+        let _holder = self.holder.lock();
+        let parker = Arc::new(Parker::default());
+        if !self.flights.hold(|| Waiter::thread(&parker, None)) {
+            parker.park();
+        }
+        wake_all(self.flights.release());
+    }
+
+    fn range(&self, operation: &str, offset: u64, length: u64) -> Result<ByteRange> {
+        let bytes = ByteRange::at(offset, length)?;
+        if bytes.end > self.size() {
+            let reason = format!("{length} bytes reach beyond the end of the device of {} bytes", self.size());
+            return Err(Error::new(ErrorKind::Invalid, operation, reason).at(offset));
+        }
+        Ok(bytes)
+    }
+
+    /// Does a write on this thread, which sleeps while the write is held or suspended.
+    fn passing(&self, bytes: ByteRange, work: impl FnOnce() -> io::Result<()>, operation: &str) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let mut passage = Passage::new(bytes);
+        loop {
+            let mut parked = None;
+            let passed = self.pass(passage, |passage| {
+                let waiter = Waiter::thread(&Parker::of_this_thread(), passage.since());
+                parked = Some(passage);
+                waiter
+            })?;
+            match (passed, parked) {
+                (Passed::Parked, Some(waiting)) => passage = waiting,
+                _ => break,
+            }
+            if let Outcome::Fail(errno) = Parker::of_this_thread().park() {
+                return Err(self.give_up(passage, errno));
+            }
+        }
+        self.fly(work).map_err(|error| device_error(operation, &error).at(bytes.start))
+    }
+
+    /// Does the I/O of a write that has passed, and counts it out whatever comes of it.
+    fn fly(&self, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        struct Landing<'a>(&'a Driver);
+        impl Drop for Landing<'_> {
+            fn drop(&mut self) {
+                wake_all(self.0.flights.leave());
+            }
+        }
+        let _landing = Landing(self);
+        work()
+    }
+}
+
+fn device_error(operation: &str, error: &io::Error) -> Error {
+    Error::io(ErrorKind::Device, operation, error)
+}

@@ -1,0 +1,84 @@
+//! The cut: new writes are held, those in flight end, the maps are armed, and all goes on.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use super::Driver;
+use crate::backup::Backup;
+use crate::error::{Error, ErrorKind, Result};
+use crate::round::Cut;
+use crate::sync::{Arc, MutexGuard, Ordering};
+use crate::waiter::{Parker, Waiter, wake_all};
+
+/// New writes wait and none is in flight, until this is dropped.
+pub struct Hold<'a> {
+    driver: &'a Driver,
+    since: Instant,
+    _only: MutexGuard<'a, ()>,
+}
+
+impl Driver {
+    /// Holds new writes and waits until those in flight have ended.
+    ///
+    /// # Errors
+    /// `Timeout` if they have not ended in time; then nothing is held.
+    pub fn hold(&self, timeout: Duration) -> Result<Hold<'_>> {
+        let only = self.holder.lock();
+        let since = Instant::now();
+        let parker = Arc::new(Parker::default());
+        let quiet = self.flights.hold(|| Waiter::thread(&parker, None));
+        let hold = Hold { driver: self, since, _only: only };
+        if quiet || parker.park_until(since + timeout).is_some() {
+            return Ok(hold);
+        }
+        let reason = format!("writes in flight did not end within {timeout:?}; is the device hanging?");
+        Err(Error::new(ErrorKind::Timeout, "make the cut", reason))
+    }
+
+    /// Makes the cut of a prepared backup and starts its sweep. Returns for how long writes were held.
+    ///
+    /// # Errors
+    /// `Timeout` as [`Driver::hold`]; `State` if another backup is under way or this one has ended.
+    pub fn cut(&self, backup: &Backup, timeout: Duration) -> Result<Duration> {
+        let hold = self.hold(timeout)?;
+        hold.arm(backup)?;
+        let held = hold.release();
+        backup.start(held)?;
+        Ok(held)
+    }
+}
+
+impl Hold<'_> {
+    /// Makes this instant the cut of `backup`. [`Backup::start`] is due after the release.
+    ///
+    /// # Errors
+    /// `State` if another backup of the device is under way, or this one has ended or was cut before.
+    pub fn arm(&self, backup: &Backup) -> Result<()> {
+        let Some(round) = &backup.round() else { return Err(Backup::ended("make the cut")) };
+        let state = |reason: &str| Err(Error::new(ErrorKind::State, "make the cut", reason));
+        if !Arc::ptr_eq(&round.armed, &self.driver.armed) {
+            return state("this backup was prepared for another device");
+        }
+        if self.driver.armed.load().as_ref().is_some_and(|other| !Arc::ptr_eq(other, round)) {
+            return state("another backup of this device is under way; wait for it or cancel it");
+        }
+        *round.cut.lock() = Some(Cut { at: SystemTime::now(), instant: Instant::now(), held: Duration::ZERO });
+        round.recording.store(false, Ordering::Release);
+        self.driver.armed.store(Some(round.clone()));
+        if !round.activate() {
+            self.driver.armed.store(None);
+            return Err(Backup::ended("make the cut"));
+        }
+        Ok(())
+    }
+
+    /// Lets the held writes go on. Returns for how long they were held.
+    pub fn release(self) -> Duration {
+        self.since.elapsed()
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        wake_all(self.driver.flights.release());
+    }
+}

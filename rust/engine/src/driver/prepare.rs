@@ -1,0 +1,211 @@
+//! Preparing a backup: everything that can fail or takes time happens here, before the cut.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use super::Driver;
+use crate::arena::{Words, regions};
+use crate::backup::{Backup, Outfit, SWEEPERS};
+use crate::buffer::AlignedBuf;
+use crate::container::{Container, Log};
+use crate::copied::{CopiedMap, words_for};
+use crate::destination::Destination;
+use crate::digest::DigestTable;
+use crate::error::{Error, ErrorKind, Result};
+use crate::gate::{Gate, Limits};
+use crate::geometry::{BlockRange, ByteRange, Geometry};
+use crate::list::BlockList;
+use crate::round::{Policy, Round};
+use crate::slab::Slab;
+use crate::stats::Stats;
+use crate::storage::{SectionStorage, Storage};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex};
+
+/// How long writes in flight may take to end before the list of a sparse device is made.
+const RECORDING_HOLD: Duration = Duration::from_secs(30);
+/// Longer deadlines are taken as this one, so that instants do not overflow.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Where the container is.
+pub enum ContainerPlace {
+    /// In memory only, of so many bytes.
+    Memory(u64),
+    /// On a storage of its own.
+    Storage(Arc<dyn Storage>),
+    /// On a section of the device, whose whole blocks are taken off the list.
+    Section(ByteRange),
+}
+
+/// What is backed up.
+pub enum Listing {
+    /// All blocks of the device, less the holes of a sparse file.
+    Device,
+    /// The blocks that these ranges touch.
+    Ranges(Vec<ByteRange>),
+}
+
+/// Everything that a backup is made from. Sizes in bytes.
+pub struct Spec {
+    /// Size of a block; `None` takes the default for the device's size.
+    pub block_size: Option<u64>,
+    /// The device's logical block.
+    pub logical_block: u64,
+    /// Where the container is.
+    pub container: ContainerPlace,
+    /// Memory in front of the container.
+    pub staging_bytes: u64,
+    /// The selected capacity.
+    pub capacity_bytes: u64,
+    /// The selected amount.
+    pub drain_bytes: u64,
+    /// Where the backup goes; as large as the device.
+    pub destination: Destination,
+    /// What is backed up.
+    pub listing: Listing,
+    /// What happens to writes that wait for too long.
+    pub policy: Policy,
+    /// Limit on the sweep's reads, per second.
+    pub limit_read: Option<u64>,
+    /// What the device is known by, for the manifest.
+    pub identity: BTreeMap<String, String>,
+}
+
+impl Driver {
+    /// Creates a backup of this device. Nothing is copied before the cut.
+    ///
+    /// # Errors
+    /// `Invalid` with the reason for sizes that cannot be; `State` if another backup is under way; `Device` if the holes
+    /// of the device cannot be read.
+    pub fn prepare(&self, spec: Spec) -> Result<Backup> {
+        if self.armed.load().is_some() {
+            let reason = "another backup of this device is under way; wait for it or cancel it";
+            return Err(Error::new(ErrorKind::State, "prepare the backup", reason));
+        }
+        let geometry = Geometry::new(self.size(), spec.block_size, spec.logical_block)?;
+        let (log, reserved, slots) = self.container_of(geometry, spec.container)?;
+        let staging = if log.is_some() { blocks_in(geometry, spec.staging_bytes).clamp(1, slots) } else { slots };
+        let capacity = blocks_in(geometry, spec.capacity_bytes).clamp(1, slots);
+        let limits = Limits { capacity, drain: blocks_in(geometry, spec.drain_bytes).clamp(1, capacity), staging };
+
+        let map_bytes = words_for(geometry.block_count()) * 8;
+        let tally_bytes = geometry.extent_count() as usize * 8;
+        let staging_bytes = staging as usize * geometry.block_size() as usize;
+        let [pending, claimed, tally, staging] = memory([map_bytes, map_bytes, tally_bytes, staging_bytes])?;
+        let map = CopiedMap::new(Words::new(pending), Words::new(claimed));
+
+        let sparse = matches!(spec.listing, Listing::Device) && self.has_holes()?;
+        let round = Arc::new(Round {
+            geometry,
+            device: self.device.clone(),
+            gate: Gate::new(map, reserved, limits),
+            container: Container::new(geometry, Slab::new(staging, geometry.block_size() as usize), log),
+            destination: spec.destination,
+            digests: Arc::new(DigestTable::new(geometry.extent_count())),
+            policy: Policy { cbw_timeout: spec.policy.cbw_timeout.min(LONGEST_TIMEOUT), ..spec.policy },
+            stats: Stats::new(Words::new(tally)),
+            events: Arc::default(),
+            life: Arc::default(),
+            list: Mutex::new(BlockList::new()),
+            listed: AtomicU64::new(0),
+            digest: OnceLock::new(),
+            cut: Mutex::new(None),
+            recording: AtomicBool::new(sparse),
+            armed: self.armed.clone(),
+        });
+        let buffers = (0..SWEEPERS).map(|_| AlignedBuf::new(geometry.extent_size() as usize)).collect();
+        let outfit = Outfit { buffers, limit_read: spec.limit_read, identity: spec.identity };
+        let backup = Backup::new(round.clone(), outfit);
+        self.make_list(&round, spec.listing, sparse)?;
+        round.unlist(reserved);
+        Ok(backup)
+    }
+
+    /// The container's log, its blocks on the device, and its slots.
+    fn container_of(&self, geometry: Geometry, place: ContainerPlace) -> Result<(Option<Log>, BlockRange, u32)> {
+        let nowhere = BlockRange::at(0, 0);
+        let block = geometry.block_size() as usize;
+        match place {
+            ContainerPlace::Memory(bytes) => match blocks_in(geometry, bytes) {
+                0 => Err(too_small(bytes, geometry)),
+                slots => Ok((None, nowhere, slots)),
+            },
+            ContainerPlace::Storage(storage) => {
+                let log = Log::new(storage, block)?;
+                let slots = log.slots();
+                Ok((Some(log), nowhere, slots))
+            }
+            ContainerPlace::Section(section) => {
+                if section.end > geometry.device_bytes() {
+                    let reason =
+                        format!("the section ends at {}, the device at {}", section.end, geometry.device_bytes());
+                    return Err(Error::new(ErrorKind::Invalid, "container", reason));
+                }
+                let blocks = geometry.blocks_inside(section);
+                let bytes = geometry.bytes_of(blocks);
+                if bytes.len() < geometry.block_size() {
+                    return Err(too_small(section.len(), geometry));
+                }
+                let log = Log::new(Arc::new(SectionStorage::new(self.device.clone(), bytes)?), block)?;
+                let slots = log.slots();
+                Ok((Some(log), blocks, slots))
+            }
+        }
+    }
+
+    fn has_holes(&self) -> Result<bool> {
+        let whole = ByteRange { start: 0, end: self.size() };
+        Ok(self.next_data(0)? != Some(whole))
+    }
+
+    fn next_data(&self, from: u64) -> Result<Option<ByteRange>> {
+        let failed = |error| Error::io(ErrorKind::Device, "look for holes in the device", &error).at(from);
+        self.device.next_data(from).map_err(failed)
+    }
+
+    /// Puts the blocks on the list. A write to a hole after its place was looked at is recorded until the cut.
+    fn make_list(&self, round: &Arc<Round>, listing: Listing, sparse: bool) -> Result<()> {
+        let geometry = round.geometry;
+        if let Listing::Ranges(ranges) = listing {
+            for range in ranges {
+                if range.end > geometry.device_bytes() {
+                    let reason = format!("the range ends at {}, the device at {}", range.end, geometry.device_bytes());
+                    return Err(Error::new(ErrorKind::Invalid, "list of ranges", reason).at(range.start));
+                }
+                round.record(geometry.blocks_touched(range));
+            }
+            return Ok(());
+        }
+        if !sparse {
+            round.record(geometry.all_blocks());
+            return Ok(());
+        }
+        let hold = self.hold(RECORDING_HOLD)?;
+        self.armed.store(Some(round.clone()));
+        drop(hold);
+        let mut from = 0;
+        while from < geometry.device_bytes()
+            && let Some(data) = self.next_data(from)?
+        {
+            round.record(geometry.blocks_touched(data));
+            from = data.end;
+        }
+        Ok(())
+    }
+}
+
+/// Whole blocks in so many bytes; at most what a block number can count.
+fn blocks_in(geometry: Geometry, bytes: u64) -> u32 {
+    u32::try_from(bytes / geometry.block_size()).unwrap_or(u32::MAX - 1)
+}
+
+fn too_small(bytes: u64, geometry: Geometry) -> Error {
+    let reason = format!("{bytes} bytes do not hold one block of {} bytes", geometry.block_size());
+    Error::new(ErrorKind::Invalid, "container size", reason)
+}
+
+fn memory<const N: usize>(lengths: [usize; N]) -> Result<[crate::arena::Region; N]> {
+    let no_memory = |error: &std::io::Error| Error::io(ErrorKind::Invalid, "allocate memory for the backup", error);
+    let regions = regions(&lengths).map_err(|error| no_memory(&error))?;
+    regions.try_into().map_err(|_| Error::new(ErrorKind::State, "allocate memory for the backup", "miscounted"))
+}

@@ -1,0 +1,132 @@
+//! Requests of front-ends without a thread of their own: a write that must wait is parked, and a small crew resumes it.
+
+use std::io;
+use std::thread;
+
+use crossbeam_channel::{Sender, unbounded};
+
+use super::passage::{Passage, Passed};
+use super::{Driver, device_error};
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::ByteRange;
+use crate::sync::{Arc, Mutex};
+use crate::waiter::{Outcome, Waiter};
+
+/// Threads that resume parked requests. They do I/O and never wait at the gate.
+const CREW: usize = 2;
+
+/// A write of some kind.
+pub enum Request {
+    /// Write the bytes at the offset.
+    Write(Vec<u8>, u64),
+    /// Make the range read as zeroes.
+    Zero(ByteRange),
+    /// Discard the range.
+    Discard(ByteRange),
+}
+
+/// Called once with the request's outcome, on the submitting thread or on one of the crew's. Must not block.
+pub type Completion = Box<dyn FnOnce(Result<()>) + Send>;
+
+struct Parked {
+    driver: Arc<Driver>,
+    request: Request,
+    completion: Completion,
+    passage: Passage,
+}
+
+impl Driver {
+    /// Does a write without ever making the caller wait for a backup: if it must be held or suspended it is parked, and
+    /// completed later. Otherwise its I/O is done before this returns.
+    pub fn submit(self: &Arc<Self>, request: Request, completion: Completion) {
+        let range = match &request {
+            Request::Write(data, offset) => self.range("write to the device", *offset, data.len() as u64),
+            Request::Zero(range) => self.range("zero on the device", range.start, range.len()),
+            Request::Discard(range) => self.range("discard on the device", range.start, range.len()),
+        };
+        match range {
+            Err(error) => completion(Err(error)),
+            Ok(bytes) if bytes.is_empty() => completion(Ok(())),
+            Ok(bytes) => {
+                let passage = Passage::new(bytes);
+                Parked { driver: self.clone(), request, completion, passage }.resume();
+            }
+        }
+    }
+
+    fn perform(&self, request: &Request) -> Result<()> {
+        let (work, operation, offset): (&dyn Fn() -> io::Result<()>, _, _) = match request {
+            Request::Write(data, offset) => (&|| self.device.write_at(data, *offset), "write to the device", *offset),
+            Request::Zero(range) => (&|| self.device.zero(*range), "zero on the device", range.start),
+            Request::Discard(range) => (&|| self.device.discard(*range), "discard on the device", range.start),
+        };
+        self.fly(work).map_err(|error| device_error(operation, &error).at(offset))
+    }
+}
+
+impl Parked {
+    fn resume(self) {
+        let driver = self.driver.clone();
+        let passage = self.passage.clone();
+        let mut slot = Some(self);
+        let passed = driver.pass(passage, |passage| {
+            let since = passage.since();
+            let mut parked = slot.take();
+            if let Some(parked) = &mut parked {
+                parked.passage = passage;
+            }
+            Waiter::request(since, Box::new(move |outcome| parked.into_iter().for_each(|parked| parked.woken(outcome))))
+        });
+        let Some(Self { request, completion, .. }) = slot else { return };
+        match passed {
+            Ok(Passed::Go) => completion(driver.perform(&request)),
+            Ok(Passed::Parked) => {}
+            Err(error) => completion(Err(error)),
+        }
+    }
+
+    /// Called by whoever wakes the waiter, who has other things to do: the crew takes it from here.
+    fn woken(self, outcome: Outcome) {
+        let driver = self.driver.clone();
+        driver.crew.hand(Box::new(move || match outcome {
+            Outcome::AskAgain => self.resume(),
+            Outcome::Fail(errno) => {
+                let error = self.driver.give_up(self.passage, errno);
+                (self.completion)(Err(error));
+            }
+        }));
+    }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The threads that resume parked requests; started with the first one.
+#[derive(Default)]
+pub(super) struct Crew {
+    jobs: Mutex<Option<Sender<Job>>>,
+}
+
+impl Crew {
+    fn hand(&self, job: Job) {
+        let mut jobs = self.jobs.lock();
+        let sender = jobs.get_or_insert_with(start);
+        if let Err(lost) = sender.send(job) {
+            // No crew thread could be started: the waker does it, late but done.
+            drop(jobs);
+            (lost.into_inner())();
+        }
+    }
+}
+
+fn start() -> Sender<Job> {
+    let (sender, receiver) = unbounded::<Job>();
+    for _ in 0..CREW {
+        let receiver = receiver.clone();
+        let work = move || receiver.into_iter().for_each(|job| job());
+        if let Err(error) = thread::Builder::new().name("blockcow-crew".into()).spawn(work) {
+            let error = Error::io(ErrorKind::State, "start a thread", &error);
+            eprintln!("blockcow: {error}; suspended requests are resumed by fewer threads");
+        }
+    }
+    sender
+}

@@ -1,0 +1,219 @@
+//! What all parts of one backup share: its gate, container, destination, list, counters, and how it ends.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwapOption;
+
+use crate::container::Container;
+use crate::destination::Destination;
+use crate::digest::DigestTable;
+use crate::error::{Error, ErrorKind};
+use crate::events::{Events, What};
+use crate::gate::{Gate, Room};
+use crate::geometry::{BlockRange, ByteRange, Geometry};
+use crate::list::BlockList;
+use crate::state::{Life, State};
+use crate::stats::Stats;
+use crate::storage::Storage;
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::waiter::{Outcome, Waiter, wake_all};
+
+/// What happens to a program's write when its copy cannot be made in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// The longest time that a write is suspended.
+    pub cbw_timeout: Duration,
+    /// Fail the write and keep the backup, instead of breaking the backup and letting the write go.
+    pub fail_write: bool,
+}
+
+/// The instant of the cut.
+#[derive(Debug, Clone, Copy)]
+pub struct Cut {
+    /// Wall-clock time.
+    pub at: SystemTime,
+    /// For durations.
+    pub instant: Instant,
+    /// How long writes were held.
+    pub held: Duration,
+}
+
+/// One backup, from its creation to its end.
+pub struct Round {
+    pub(crate) geometry: Geometry,
+    pub(crate) device: Arc<dyn Storage>,
+    pub(crate) gate: Gate<Waiter>,
+    pub(crate) container: Container,
+    pub(crate) destination: Destination,
+    pub(crate) digests: Arc<DigestTable>,
+    pub(crate) policy: Policy,
+    pub(crate) stats: Stats,
+    pub(crate) events: Arc<Events>,
+    pub(crate) life: Arc<Life>,
+    pub(crate) list: Mutex<BlockList>,
+    /// Number of blocks on the list.
+    pub(crate) listed: AtomicU64,
+    /// The digest of the backup, once it is known.
+    pub(crate) digest: OnceLock<String>,
+    pub(crate) cut: Mutex<Option<Cut>>,
+    /// Before the cut of a sparse device: writes are not gated, their blocks are added to the list.
+    pub(crate) recording: AtomicBool,
+    /// Where the driver looks for the backup under way; emptied when this one ends.
+    pub(crate) armed: Arc<ArcSwapOption<Round>>,
+}
+
+impl Round {
+    /// Whether it has neither ended nor been asked to end.
+    pub(crate) fn is_active(&self) -> bool {
+        self.life.state() == State::Active
+    }
+
+    /// Adds blocks that a program is about to write to the list. Only before the cut.
+    pub(crate) fn record(&self, blocks: BlockRange) {
+        let new = self.gate.map().list(blocks);
+        if new > 0 {
+            self.listed.fetch_add(u64::from(new), Ordering::Relaxed);
+            self.list.lock().insert_range(blocks.blocks());
+        }
+    }
+
+    /// Takes blocks off the list. Only before the cut.
+    pub(crate) fn unlist(&self, blocks: BlockRange) {
+        self.listed.fetch_sub(u64::from(self.gate.map().unlist(blocks)), Ordering::Relaxed);
+        self.list.lock().remove_range(blocks.blocks());
+    }
+
+    pub(crate) fn tally_copied_before_write(&self, blocks: BlockRange) {
+        let mut rest = blocks;
+        while !rest.is_empty() {
+            let extent = self.geometry.extent_of(rest.start);
+            let end = self.geometry.blocks_of_extent(extent).end.min(rest.end);
+            self.stats.copied_before_write(extent, end - rest.start);
+            rest.start = end;
+        }
+    }
+
+    /// Room came back to the container.
+    pub(crate) fn freed(&self, room: Room) {
+        let (next, drained) = self.gate.freed(room);
+        wake_all(next);
+        if drained {
+            self.events.emit(What::DrainEnds { held_blocks: self.gate.room().used() });
+        }
+    }
+
+    /// Makes the step from created to active.
+    pub(crate) fn activate(&self) -> bool {
+        let moved = self.life.go(State::Active, None);
+        self.announce(moved, State::Active);
+        moved.is_some()
+    }
+
+    /// Ends the backup with its first cause, lets every write go, and returns whether this call did it. What is left
+    /// to clean up is done by the supervisor.
+    pub(crate) fn end(&self, to: State, cause: Error) -> bool {
+        let moved = self.life.go(to, Some(cause));
+        if moved.is_some() {
+            self.let_go();
+        }
+        self.announce(moved, to);
+        moved.is_some()
+    }
+
+    /// Ends the backup because the user wants it.
+    pub(crate) fn cancel(&self) {
+        self.end(State::Cancelled, Error::new(ErrorKind::Cancelled, "backup", "cancelled"));
+    }
+
+    /// A program is about to write where the container lies: the backup ends, and when this returns no I/O of the
+    /// container is under way, so that the write stays.
+    pub(crate) fn trespassed(&self, bytes: ByteRange) {
+        let reason =
+            "a program wrote into the section of the device that holds the container; use a section that nothing uses";
+        self.end(State::Broken, Error::new(ErrorKind::Trespass, "copy before write", reason).at(bytes.start));
+        self.container.seal();
+    }
+
+    /// Removes what an unsuccessful backup left at the destination.
+    pub(crate) fn abandon(&self) {
+        if self.life.state() != State::Complete
+            && let Err(error) = self.destination.abandon()
+        {
+            self.life.also(&error);
+        }
+    }
+
+    /// Publishing came out like this.
+    pub(crate) fn published(&self, outcome: Result<(), Error>) {
+        let state = self.life.published(outcome);
+        self.let_go();
+        self.announce(Some(State::Active), state);
+    }
+
+    fn let_go(&self) {
+        if self.gate.has_reserved() {
+            self.container.seal();
+        }
+        self.armed.store(None);
+        wake_all(self.gate.close());
+        self.container.close();
+    }
+
+    fn announce(&self, from: Option<State>, to: State) {
+        if let Some(from) = from {
+            self.events.emit(What::State { from, to });
+        }
+    }
+
+    /// The container cannot be written any more. Under `fail-write` the backup goes on without new room.
+    pub(crate) fn container_failed(&self, error: Error) {
+        if !self.policy.fail_write {
+            self.end(State::Broken, error);
+            return;
+        }
+        for waiter in self.gate.refuse(error.errno.unwrap_or(libc::EIO)) {
+            waiter.wake(Outcome::AskAgain);
+        }
+    }
+
+    /// Applies the policy to writes that have been suspended for too long. Returns when to look again.
+    pub(crate) fn enforce_deadline(&self) -> Instant {
+        let now = Instant::now();
+        let timeout = self.policy.cbw_timeout;
+        let is_late = |waiter: &Waiter| waiter.since().is_some_and(|since| now.duration_since(since) >= timeout);
+        let Some(oldest) = self.gate.earliest(Waiter::since) else { return now + timeout };
+        if now.duration_since(oldest) < timeout {
+            return oldest + timeout;
+        }
+        if self.policy.fail_write {
+            for waiter in self.gate.expel(is_late) {
+                waiter.wake(Outcome::Fail(libc::ETIMEDOUT));
+            }
+        } else {
+            self.end(State::Broken, self.too_late());
+        }
+        now + timeout
+    }
+
+    fn too_late(&self) -> Error {
+        let room = self.gate.room();
+        let why =
+            if room.draining() { "the container was full and the drain too slow" } else { "a copy took too long" };
+        Error {
+            kind: ErrorKind::Timeout,
+            operation: "copy before write".into(),
+            offset: None,
+            errno: Some(libc::ETIMEDOUT),
+            reason: format!(
+                "a write was suspended for {:?}: {why}; use a larger container, a faster destination or a longer \
+                 --cbw-timeout",
+                self.policy.cbw_timeout
+            ),
+        }
+    }
+
+    pub(crate) fn is_recording(&self) -> bool {
+        self.recording.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,169 @@
+//! The sweep and the drain: one mechanism that moves extents from device and container to the destination, in two orders.
+//!
+//! An extent is swept once: claim what nobody has copied, read it in one I/O, let its writes go, merge what the
+//! container holds, and write data, not zeroes, to the destination. Several sweepers run side by side.
+
+mod pace;
+mod plan;
+
+pub use pace::Pace;
+pub use plan::Plan;
+
+use crate::buffer::AlignedBuf;
+use crate::digest::digest_of;
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::{BlockRange, ByteRange, Geometry};
+use crate::round::Round;
+use crate::sync::Ordering;
+use crate::waiter::{Parker, Waiter, wake_all};
+use crate::zeroes::data_runs;
+
+/// Claimed runs that are no further apart than this are read in one I/O.
+const READ_OVER_BYTES: u64 = 64 << 10;
+/// The unit in which zeroes are left out, in bytes; a smaller block size does not make it smaller.
+const ZERO_UNIT: u64 = 4096;
+
+/// One of the threads that sweep, with its buffer of one extent.
+pub struct Sweeper<'a> {
+    round: &'a Round,
+    plan: &'a Plan,
+    pace: &'a Pace,
+    buffer: AlignedBuf,
+    /// For each block of the extent at hand, whether its bytes at the cut are in the buffer.
+    present: Vec<bool>,
+}
+
+impl<'a> Sweeper<'a> {
+    /// A sweeper of extents that `plan` chooses, not faster than `pace`.
+    pub fn new(round: &'a Round, plan: &'a Plan, pace: &'a Pace, buffer: AlignedBuf) -> Self {
+        Self { round, plan, pace, buffer, present: Vec::new() }
+    }
+
+    /// Sweeps until the plan has no more extents or the backup ends.
+    ///
+    /// # Errors
+    /// `Device`, `Container` or `Destination` with the offset, from the first extent that could not be swept.
+    pub fn run(&mut self) -> Result<()> {
+        while self.round.is_active() {
+            let Some(extent) = self.plan.next(self.round) else { break };
+            self.sweep(extent)?;
+        }
+        Ok(())
+    }
+
+    fn sweep(&mut self, extent: u32) -> Result<()> {
+        let (round, geometry) = (self.round, self.round.geometry);
+        let blocks = geometry.blocks_of_extent(extent);
+        let bytes = geometry.bytes_of(blocks);
+        if round.gate.map().all_copied(blocks) && round.container.holds_none_of(extent) {
+            round.destination.zero(bytes)?;
+            round.stats.done_bytes.fetch_add(bytes.len(), Ordering::Relaxed);
+            return Ok(());
+        }
+        self.present.clear();
+        self.present.resize(blocks.len() as usize, false);
+        if !self.copy_pending(extent, blocks)? {
+            return Ok(());
+        }
+        let taken = round.container.take(extent);
+        let length = bytes.len() as usize;
+        round.container.read(&taken, blocks.start, &mut self.buffer[..length])?;
+        for block in taken.blocks() {
+            self.present[(block - blocks.start) as usize] = true;
+        }
+        self.blank_absent(blocks);
+        self.deliver(extent, bytes)?;
+        round.freed(round.container.release(taken));
+        round.stats.done_bytes.fetch_add(bytes.len(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Returns when every block of the extent is copied, by this sweeper into the buffer or by writers into the
+    /// container. `false`: the backup has ended.
+    fn copy_pending(&mut self, extent: u32, blocks: BlockRange) -> Result<bool> {
+        loop {
+            let runs = self.round.gate.claim(blocks);
+            if !runs.is_empty() {
+                self.read_claimed(extent, blocks, &runs)?;
+                continue;
+            }
+            let parker = Parker::of_this_thread();
+            if !self.round.gate.watch(blocks, || Waiter::thread(&parker, None)) {
+                return Ok(self.round.is_active());
+            }
+            parker.park();
+        }
+    }
+
+    fn read_claimed(&mut self, extent: u32, blocks: BlockRange, runs: &[BlockRange]) -> Result<()> {
+        let (round, geometry) = (self.round, self.round.geometry);
+        let origin = geometry.bytes_of(blocks).start;
+        for span in spans(geometry, runs) {
+            let target = (span.start - origin) as usize..(span.end - origin) as usize;
+            if !round.gate.room().draining() {
+                self.pace.wait(span.len(), round);
+            }
+            if let Err(error) = round.device.read_at(&mut self.buffer[target], span.start) {
+                for &run in runs {
+                    wake_all(round.gate.failed(run));
+                }
+                return Err(Error::io(ErrorKind::Device, "read from the device", &error).at(span.start));
+            }
+        }
+        for &run in runs {
+            for block in run.blocks() {
+                self.present[(block - blocks.start) as usize] = true;
+            }
+            round.stats.swept(extent, run.len());
+            wake_all(round.gate.copied(run));
+        }
+        Ok(())
+    }
+
+    /// Blocks off the list are zero in the image, whatever was read over.
+    fn blank_absent(&mut self, blocks: BlockRange) {
+        let geometry = self.round.geometry;
+        let origin = geometry.bytes_of(blocks).start;
+        for (index, _) in self.present.iter().enumerate().filter(|(_, present)| !**present) {
+            let block = geometry.bytes_of(BlockRange::at(blocks.start + index as u32, 1));
+            self.buffer[(block.start - origin) as usize..(block.end - origin) as usize].fill(0);
+        }
+    }
+
+    /// Writes the data in the buffer to the destination, and leaves the zeroes out.
+    fn deliver(&self, extent: u32, bytes: ByteRange) -> Result<()> {
+        let round = self.round;
+        let data = &self.buffer[..bytes.len() as usize];
+        let unit = round.geometry.block_size().max(ZERO_UNIT) as usize;
+        let mut done = 0;
+        for run in data_runs(data, unit) {
+            zero_if_any(round, bytes.start, done, run.start)?;
+            done = run.end;
+            round.destination.write(&data[run.clone()], bytes.start + run.start as u64)?;
+        }
+        zero_if_any(round, bytes.start, done, data.len())?;
+        if done > 0 {
+            round.digests.set(extent, &digest_of(data));
+        }
+        Ok(())
+    }
+}
+
+fn zero_if_any(round: &Round, origin: u64, from: usize, to: usize) -> Result<()> {
+    if from == to {
+        return Ok(());
+    }
+    round.destination.zero(ByteRange { start: origin + from as u64, end: origin + to as u64 })
+}
+
+/// The byte ranges to read for claimed runs: neighbours and near neighbours in one.
+fn spans(geometry: Geometry, runs: &[BlockRange]) -> Vec<ByteRange> {
+    let mut spans: Vec<ByteRange> = Vec::new();
+    for bytes in runs.iter().map(|&run| geometry.bytes_of(run)) {
+        match spans.last_mut() {
+            Some(last) if bytes.start - last.end <= READ_OVER_BYTES => last.end = bytes.end,
+            _ => spans.push(bytes),
+        }
+    }
+    spans
+}
