@@ -74,6 +74,16 @@ fn what_is_written_is_read() {
 }
 
 #[test]
+fn the_example_of_the_format_document_is_a_manifest() {
+    let document = include_str!("../../../docs/formats.md");
+    let example = document.split_once("```json\n").unwrap().1.split_once("```").unwrap().0;
+    let digests = small();
+    let read = read(example.as_bytes()).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(read.header().digest, digests.header().digest);
+    assert_eq!(read.list(), digests.list());
+}
+
+#[test]
 fn every_flipped_bit_is_found() {
     let mut bytes = bytes_of(&small());
     for at in 0..bytes.len() {
