@@ -3,8 +3,10 @@
 All offsets, lengths and sizes are in bytes, all times in seconds, unless a name says otherwise.
 """
 
-from collections.abc import Buffer, Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self
+
+from typing_extensions import Buffer
 
 __version__: str
 
@@ -33,7 +35,7 @@ class StateError(BlockcowError): ...
 class Device:
     """A block device or image file, held exclusively, that blockcow stands in front of. Safe from many threads."""
 
-    def __new__(cls, path: str, *, read_only: bool = False) -> Device: ...
+    def __new__(cls, path: str, *, read_only: bool = False) -> Self: ...
     @property
     def path(self) -> str: ...
     @property
@@ -76,8 +78,8 @@ class Device:
     ) -> Backup:
         """Creates a backup: opens the container and the destination, allocates memory, lists the blocks.
 
-        ``container_bytes`` 0 means the whole block device. ``ranges`` are (offset, length) pairs and replace the list of
-        all blocks less holes. ``identity`` is recorded in the manifest as given.
+        ``container_bytes`` 0 means the whole block device. ``ranges`` are (offset, length) pairs and replace the list
+        of all blocks less holes. ``identity`` is recorded in the manifest as given.
         """
 
 class Backup:
@@ -99,8 +101,9 @@ class Backup:
         write and gone to the destination, copied by the sweep. Blocks off the list are not counted."""
 
 def verify(image: str, manifest: str, progress: Callable[[int, int], object] | None = None) -> dict[str, Any]:
-    """Compares an image with its manifest. Returns ``bytes``, ``digest`` and ``damaged``: offsets of the damaged extents,
-    ascending. ``progress(done, total)`` is called now and then; an exception from it ends the work and is raised."""
+    """Compares an image with its manifest. Returns ``bytes``, ``digest`` and ``damaged``: offsets of the damaged
+    extents, ascending. ``progress(done, total)`` is called now and then; an exception from it ends the work and is
+    raised."""
 
 def restore(
     image: str,

@@ -19,6 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::flights::Flights;
 use crate::geometry::ByteRange;
 use crate::round::Round;
+use crate::state::Life;
 use crate::storage::Storage;
 use crate::sync::{Arc, Mutex};
 use crate::waiter::{Outcome, Parker, Waiter, wake_all};
@@ -31,6 +32,8 @@ pub struct Driver {
     flights: Flights<Waiter>,
     /// The backup under way, or one that is recording before its cut.
     armed: Arc<ArcSwapOption<Round>>,
+    /// The life of the newest backup that was cut.
+    newest: Mutex<Option<Arc<Life>>>,
     /// One hold at a time.
     holder: Mutex<()>,
     crew: Crew,
@@ -43,6 +46,7 @@ impl Driver {
             device,
             flights: Flights::default(),
             armed: Arc::new(ArcSwapOption::empty()),
+            newest: Mutex::new(None),
             holder: Mutex::new(()),
             crew: Crew::default(),
         })
@@ -113,8 +117,9 @@ impl Driver {
     pub fn settle(&self) {
         if let Some(round) = self.armed.load_full() {
             round.cancel();
-            let life = round.life.clone();
-            drop(round);
+        }
+        let newest = self.newest.lock().take();
+        if let Some(life) = newest {
             life.wait_for_clean_up(None);
         }
         let _holder = self.holder.lock();

@@ -9,9 +9,12 @@ mod room;
 pub use queue::Ticket;
 pub use room::{Ledger, Limits, Room};
 
+use std::ops::Deref;
+
+use crate::arena::Words;
 use crate::copied::CopiedMap;
 use crate::geometry::BlockRange;
-use crate::sync::Mutex;
+use crate::sync::{AtomicU64, Mutex};
 use queue::Queue;
 
 /// What a write is told.
@@ -40,17 +43,17 @@ pub struct Admission<W> {
     pub wake: Option<W>,
 }
 
-/// Admits, suspends and releases the writes of one backup.
-pub struct Gate<W> {
-    map: CopiedMap,
+/// Admits, suspends and releases the writes of one backup. `M` is the memory of its maps.
+pub struct Gate<W, M = Words> {
+    map: CopiedMap<M>,
     /// The container's own section of the device.
     reserved: BlockRange,
     queue: Mutex<Queue<W>>,
 }
 
-impl<W> Gate<W> {
+impl<W, M: Deref<Target = [AtomicU64]>> Gate<W, M> {
     /// A gate over `map`, whose container lies on the blocks `reserved` (empty: elsewhere) and has `limits`.
-    pub fn new(map: CopiedMap, reserved: BlockRange, limits: Limits) -> Self {
+    pub fn new(map: CopiedMap<M>, reserved: BlockRange, limits: Limits) -> Self {
         Self { map, reserved, queue: Mutex::new(Queue::new(limits)) }
     }
 
@@ -60,7 +63,7 @@ impl<W> Gate<W> {
     }
 
     /// The maps, for making the list before the cut and for looking at progress.
-    pub fn map(&self) -> &CopiedMap {
+    pub fn map(&self) -> &CopiedMap<M> {
         &self.map
     }
 

@@ -1,6 +1,6 @@
 //! blockcow's copy-before-write engine. No Python and no protocol; front-ends and bindings stand on top of it.
 
-mod arena;
+pub mod arena;
 pub mod backup;
 pub mod buffer;
 mod container;

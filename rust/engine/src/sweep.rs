@@ -62,6 +62,7 @@ impl<'a> Sweeper<'a> {
         }
         self.present.clear();
         self.present.resize(blocks.len() as usize, false);
+        self.wait_for_turn(blocks);
         if !self.copy_pending(extent, blocks)? {
             return Ok(());
         }
@@ -76,6 +77,14 @@ impl<'a> Sweeper<'a> {
         round.freed(round.container.release(taken));
         round.stats.done_bytes.fetch_add(bytes.len(), Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Keeps to the pace. Before anything is claimed, so that no write waits for it, and not while writes wait for a drain.
+    fn wait_for_turn(&self, blocks: BlockRange) {
+        if !self.round.gate.room().draining() {
+            let pending = u64::from(self.round.gate.map().count_pending(blocks));
+            self.pace.wait(pending * self.round.geometry.block_size(), self.round);
+        }
     }
 
     /// Returns when every block of the extent is copied, by this sweeper into the buffer or by writers into the
@@ -100,9 +109,6 @@ impl<'a> Sweeper<'a> {
         let origin = geometry.bytes_of(blocks).start;
         for span in spans(geometry, runs) {
             let target = (span.start - origin) as usize..(span.end - origin) as usize;
-            if !round.gate.room().draining() {
-                self.pace.wait(span.len(), round);
-            }
             if let Err(error) = round.device.read_at(&mut self.buffer[target], span.start) {
                 for &run in runs {
                     wake_all(round.gate.failed(run));

@@ -62,6 +62,7 @@ impl Hold<'_> {
             return state("another backup of this device is under way; wait for it or cancel it");
         }
         *round.cut.lock() = Some(Cut { at: SystemTime::now(), instant: Instant::now(), held: Duration::ZERO });
+        *self.driver.newest.lock() = Some(round.life.clone());
         round.recording.store(false, Ordering::Release);
         self.driver.armed.store(Some(round.clone()));
         if !round.activate() {

@@ -1,0 +1,20 @@
+"""How much work a run of the benchmarks does, and where the project is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much work a run does."""
+
+    rounds: int
+    idle_bytes: int
+    load_bytes: int
+    decisions: int
+
+
+FULL = Scale(rounds=5, idle_bytes=2 << 30, load_bytes=256 << 20, decisions=1_000_000)
+QUICK = Scale(rounds=2, idle_bytes=64 << 20, load_bytes=16 << 20, decisions=100_000)

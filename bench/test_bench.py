@@ -1,0 +1,231 @@
+"""What is measured, and against whom. Figures are printed at the end with the goals that were reached and missed.
+
+A missed goal fails no test: what fails is a contestant that does not do its work. Every device holds random bytes, so
+that finding zeroes is no short cut.
+"""
+
+import filecmp
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+import baseline
+import blockcow
+from load import Load
+from race import Figure, Goal, Race, Result
+from scale import ROOT, Scale
+
+MIB = 1 << 20
+
+
+def run_race(benchmark: BenchmarkFixture, race: Race, rounds: int) -> None:
+    benchmark.pedantic(race.round, rounds=rounds, iterations=1)  # type: ignore[no-untyped-call]
+
+
+def ratio(figures: dict[str, Figure], ours: str, theirs: str) -> float:
+    return figures[ours].median / figures[theirs].median
+
+
+@pytest.fixture
+def device_file(place: Path, scale: Scale, request: pytest.FixtureRequest) -> Path:
+    """Random bytes, made once a place and size."""
+    size = getattr(scale, request.param)
+    path = place / f"device-{size}"
+    if not path.exists():
+        with path.open("wb") as file:
+            for _ in range(size // MIB):
+                file.write(os.urandom(MIB))
+            os.fsync(file.fileno())
+    return path
+
+
+def forget(path: Path) -> None:
+    """Drops the file's pages from the page cache, so that buffered readers find no more there than direct ones."""
+    os.sync()
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def direct_flags(folder: Path) -> list[str]:
+    """dd's options for O_DIRECT, none where the file system does not have it."""
+    probe = folder / "probe"
+    try:
+        os.close(os.open(probe, os.O_CREAT | os.O_RDWR | os.O_DIRECT))
+    except OSError:
+        return []
+    finally:
+        probe.unlink(missing_ok=True)
+    return ["iflag=direct", "oflag=direct"]
+
+
+# Decisions of the gate on blocks that are copied already: the hot path of every write.
+
+
+def test_gate_decisions(benchmark: BenchmarkFixture, scale: Scale, results: list[Result]) -> None:
+    example = ["cargo", "run", "--release", "--quiet", "--package", "blockcow-engine", "--example", "gate_decisions"]
+
+    def engine() -> dict[str, float]:
+        done = subprocess.run(example, cwd=ROOT, check=True, capture_output=True, text=True)
+        return {"rate": json.loads(done.stdout)["decisions_per_second"]}
+
+    def pure_python() -> dict[str, float]:
+        gate = baseline.Gate(1 << 16)
+        gate.open()
+        admit = gate.admit
+        blocks = [number * 7919 % (1 << 16) for number in range(scale.decisions)]
+        started = time.perf_counter()
+        for block in blocks:
+            admit(block, block + 1)
+        return {"rate": scale.decisions / (time.perf_counter() - started)}
+
+    race = Race({"blockcow": engine, "pure Python": pure_python})
+    run_race(benchmark, race, scale.rounds)
+    figures = race.figures("rate")
+    goals = [
+        Goal("blockcow / pure Python", 100, ratio(figures, "blockcow", "pure Python")),
+        Goal("decisions a second on one core", 20e6, figures["blockcow"].median),
+    ]
+    results.append(Result("gate decisions on copied blocks", "decisions/s", list(figures.values()), goals))
+
+
+# Backup of an idle device: from opening the device to the synced image under its final name.
+
+
+@pytest.mark.parametrize("device_file", ["idle_bytes"], indirect=True)
+def test_idle_device(
+    benchmark: BenchmarkFixture, device_file: Path, place: Path, scale: Scale, results: list[Result]
+) -> None:
+    dest, container = place / "image", place / "container"
+    direct = direct_flags(place)
+
+    def engine() -> None:
+        with blockcow.Device(device_file) as device, device.backup(container="memory:64M", dest=dest) as backup:
+            backup.wait()
+
+    def dd() -> None:
+        command = ["dd", f"if={device_file}", f"of={dest}", "bs=1M", "conv=fsync", *direct]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def pure_python() -> None:
+        device = baseline.Device(device_file)
+        device.backup(container, 64 * MIB, dest).wait()
+        device.close()
+
+    compared = set()
+
+    def timed(run: Callable[[], None]) -> Callable[[], dict[str, float]]:
+        def turn() -> dict[str, float]:
+            forget(device_file)
+            started = time.perf_counter()
+            run()
+            seconds = time.perf_counter() - started
+            if run not in compared:
+                assert filecmp.cmp(device_file, dest, shallow=False)
+                compared.add(run)
+            for leftover in place.glob("image*"):
+                leftover.unlink()
+            return {"rate": scale.idle_bytes / MIB / seconds}
+
+        return turn
+
+    race = Race({"blockcow": timed(engine), "dd": timed(dd), "pure Python": timed(pure_python)})
+    run_race(benchmark, race, scale.rounds)
+    figures = race.figures("rate")
+    goals = [Goal("blockcow / dd", 0.9, ratio(figures, "blockcow", "dd"))]
+    scenario = f"idle device of {scale.idle_bytes // MIB} MiB on {place_name(place)}"
+    results.append(Result(scenario, "MiB/s", list(figures.values()), goals))
+
+
+# Backup under write load: four threads write 4 KiB at random places as fast as they are let; the container is a file of
+# a sixteenth of the device. Measured: the device's bytes over the seconds from the request for the backup to its end,
+# image synced and named, while the writers go on; and the writes acknowledged a second in that time.
+
+
+@pytest.mark.parametrize("device_file", ["load_bytes"], indirect=True)
+def test_write_load(
+    benchmark: BenchmarkFixture, device_file: Path, place: Path, scale: Scale, results: list[Result]
+) -> None:
+    dest, container = place / "image", place / "container"
+
+    def measure(load: Load, backup: Callable[[], None]) -> dict[str, float]:
+        with load:
+            before, started = load.writes, time.perf_counter()
+            backup()
+            seconds = time.perf_counter() - started
+            writes = load.writes - before
+        return {"rate": scale.load_bytes / MIB / seconds, "writes": writes / seconds}
+
+    def engine() -> dict[str, float]:
+        with blockcow.Device(device_file) as device:
+            size = str(scale.load_bytes // 16)
+
+            def backup() -> None:
+                device.backup(container=container, container_size=size, dest=dest).wait()
+
+            return measure(Load(device, scale.load_bytes), backup)
+
+    def pure_python() -> dict[str, float]:
+        device = baseline.Device(device_file)
+
+        def backup() -> None:
+            device.backup(container, scale.load_bytes // 16, dest).wait()
+
+        reached = measure(Load(device, scale.load_bytes), backup)
+        device.close()
+        return reached
+
+    def fresh(run: Callable[[], dict[str, float]]) -> Callable[[], dict[str, float]]:
+        def turn() -> dict[str, float]:
+            for leftover in [*place.glob("image*"), container]:
+                leftover.unlink(missing_ok=True)
+            forget(device_file)
+            return run()
+
+        return turn
+
+    race = Race({"blockcow": fresh(engine), "pure Python": fresh(pure_python)})
+    run_race(benchmark, race, scale.rounds)
+    rates, writes = race.figures("rate"), race.figures("writes")
+    scenario = f"write load, device of {scale.load_bytes // MIB} MiB on {place_name(place)}"
+    goals = [Goal("rate of the backup, blockcow / pure Python", 5, ratio(rates, "blockcow", "pure Python"))]
+    results.append(Result(f"{scenario}: backup", "MiB/s", list(rates.values()), goals))
+    results.append(Result(f"{scenario}: writes meanwhile", "writes/s", list(writes.values())))
+
+
+# A large sparse file: what a backup costs before it has copied anything.
+
+
+def test_one_tebibyte_sparse(benchmark: BenchmarkFixture, tmp_path: Path, scale: Scale, results: list[Result]) -> None:
+    device, dest = tmp_path / "device", tmp_path / "image"
+    with device.open("wb") as file:
+        file.truncate(1 << 40)
+        for stretch in range(64):
+            file.seek(stretch << 34)
+            file.write(os.urandom(MIB))
+    script = [sys.executable, str(Path(__file__).with_name("start_large.py")), str(device), str(dest)]
+
+    def engine() -> dict[str, float]:
+        for leftover in tmp_path.glob("image*"):
+            leftover.unlink()
+        done = subprocess.run(script, check=True, capture_output=True, text=True)
+        reached = json.loads(done.stdout)
+        assert reached["status"] == "complete"
+        return {"start": reached["start_s"], "memory": reached["peak_bytes"] / MIB}
+
+    race = Race({"blockcow": engine})
+    run_race(benchmark, race, scale.rounds)
+    for measure, unit, bound in [("start", "s", 2), ("memory", "MiB", 200)]:
+        figures = race.figures(measure)
+        goal = Goal(measure, bound, figures["blockcow"].median, better="less")
+        results.append(Result(f"sparse file of 1 TiB: {measure}", unit, list(figures.values()), [goal]))
+
+
+def place_name(place: Path) -> str:
+    return "tmpfs" if place.is_relative_to("/dev/shm") else "disk"  # noqa: S108

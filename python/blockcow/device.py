@@ -1,0 +1,52 @@
+"""A device that a program opens and writes through blockcow. Reads and writes go straight to the extension."""
+
+import os
+from types import TracebackType
+from typing import Self, Unpack
+
+from blockcow import _blockcow
+from blockcow.backup import Backup
+from blockcow.consistency import quiesced
+from blockcow.node import find
+from blockcow.plan import Options, Plan, make_plan
+from blockcow.preflight import check_device
+
+
+class Device(_blockcow.Device):
+    """A block device or image file, held exclusively while open. Safe from many threads; releases the GIL.
+
+    Raises BusyError with the reason if it is mounted or another program can write to it.
+    """
+
+    def __new__(cls, path: str | os.PathLike[str], *, read_only: bool = False) -> Self:
+        node = check_device(path)
+        return super().__new__(cls, node.path, read_only=read_only)
+
+    def backup(
+        self, *, container: str | os.PathLike[str], dest: str | os.PathLike[str], **options: Unpack[Options]
+    ) -> Backup:
+        """Makes the cut now and returns the active backup. `Options` lists what else there is.
+
+        ``container`` is a file path, a block device, ``device:OFFSET+LENGTH``, ``device:free`` or ``memory:256M``.
+        Raises ValueError for bad arguments, a BlockcowError for the rest; the device goes on as before then.
+        """
+        return self.start(make_plan(find(self.path), container, dest, **options))
+
+    def start(self, plan: Plan) -> Backup:
+        """Makes the cut for a plan made by `make_plan` for this device."""
+        self.flush()
+        inner = self._prepare(**plan.arguments())
+        try:
+            outside = [path for path in (plan.container.path, plan.dest) if path is not None]
+            with quiesced(plan.consistency, plan.mounts, 2 * plan.cbw_timeout, outside):
+                inner.cut(plan.cbw_timeout)
+        except BaseException:
+            inner.cancel()
+            raise
+        return Backup(inner, plan.device.path, plan.dest)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,124 @@
+//! A container that is much too small, before a destination that is slow: no write fails and nothing is lost.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use blockcow_engine::events::What;
+use blockcow_engine::storage::{Storage, ThrottledStorage};
+use std::time::Duration;
+
+use crate::rig::{Chance, PATIENCE, Rig, assert_same, create, finish, folder_in_memory};
+use blockcow_engine::driver::ContainerPlace;
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn container_of_1_mib_device_of_256_mib_destination_at_20_mb_a_second() {
+    let mut chance = Chance::new(5);
+    let rig = Rig::file(folder_in_memory(), 256 * MIB, &mut chance);
+    let driver = rig.driver();
+    let mut spec = rig.spec();
+    spec.container = ContainerPlace::Storage(create(&rig.folder.path().join("container"), MIB));
+    spec.staging_bytes = 256 << 10;
+    spec.capacity_bytes = MIB;
+    spec.drain_bytes = MIB / 4;
+    spec.destination = spec.destination.decorate(|storage| Arc::new(ThrottledStorage::new(storage, 20_000_000)));
+    let before = rig.bytes();
+    let backup = driver.prepare(spec).unwrap();
+    driver.cut(&backup, PATIENCE).unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for writer in 0..4 {
+            let (driver, done) = (&driver, &done);
+            let mut chance = Chance::new(writer + 10);
+            scope.spawn(move || {
+                let mut data = [0; 4096];
+                while !done.load(Ordering::Acquire) {
+                    chance.fill(&mut data);
+                    driver.write(&data, chance.below(256 * MIB / 4096) * 4096).unwrap();
+                }
+            });
+        }
+        finish(&backup);
+        done.store(true, Ordering::Release);
+    });
+    let status = backup.status();
+    assert_same(&fs::read(rig.image()).unwrap(), &before, "the image");
+    assert!(status.drains > 0, "{status:?}");
+    assert!(status.container_peak_bytes <= MIB, "{status:?}");
+    let mut drains = (0, 0);
+    while let Some(events) = backup.next_events(Duration::ZERO, 1000) {
+        drains.0 += events.iter().filter(|event| matches!(event.what, What::DrainBegins { .. })).count();
+        drains.1 += events.iter().filter(|event| matches!(event.what, What::DrainEnds { .. })).count();
+    }
+    assert!(status.events_dropped > 0 || drains.0 as u64 == status.drains, "{drains:?} {status:?}");
+    println!(
+        "full container: {} drains, {} writes suspended, the longest for {} ms, {:.1} s in all",
+        status.drains,
+        status.suspended_writes,
+        status.suspended_us.max / 1000,
+        status.duration_s
+    );
+}
+
+#[test]
+fn one_slot_is_enough_for_a_write_of_many_blocks() {
+    let mut chance = Chance::new(9);
+    let rig = Rig::file(folder_in_memory(), 8 * MIB, &mut chance);
+    let driver = rig.driver();
+    let mut spec = rig.spec();
+    spec.container = ContainerPlace::Memory(4096);
+    (spec.capacity_bytes, spec.drain_bytes) = (4096, 4096);
+    let before = rig.bytes();
+    let backup = driver.prepare(spec).unwrap();
+    driver.cut(&backup, PATIENCE).unwrap();
+    thread::scope(|scope| {
+        for part in 0..4 {
+            let driver = &driver;
+            scope.spawn(move || driver.write(&vec![part as u8; 2 << 20], part * 2 * MIB).unwrap());
+        }
+    });
+    finish(&backup);
+    assert_same(&fs::read(rig.image()).unwrap(), &before, "the image");
+    assert!((0..4u64).all(|part| rig.bytes()[(part * 2 * MIB) as usize] == part as u8));
+    assert!(backup.status().container_peak_bytes <= 4096);
+}
+
+#[test]
+fn reads_go_on_while_every_writer_waits() {
+    let mut chance = Chance::new(11);
+    let rig = Rig::file(folder_in_memory(), 16 * MIB, &mut chance);
+    let driver = rig.driver();
+    let mut throttle = None;
+    let mut spec = rig.spec();
+    spec.destination = spec.destination.decorate(|storage| {
+        let stalled = Arc::new(ThrottledStorage::new(storage, u64::MAX));
+        stalled.stall();
+        throttle = Some(stalled.clone());
+        stalled as Arc<dyn Storage>
+    });
+    let before = rig.bytes();
+    let backup = driver.prepare(spec).unwrap();
+    driver.cut(&backup, PATIENCE).unwrap();
+    thread::scope(|scope| {
+        for writer in 0..4 {
+            let driver = &driver;
+            scope.spawn(move || {
+                for block in (writer..16 * MIB / 4096).step_by(4) {
+                    driver.write(&[7; 4096], (16 * MIB / 4096 - 1 - block) * 4096).unwrap();
+                }
+            });
+        }
+        while backup.status().suspended_now < 4 {
+            thread::yield_now();
+        }
+        let mut bytes = [0; 4096];
+        driver.read(&mut bytes, 0).unwrap();
+        assert_eq!(bytes[..], before[..4096]);
+        throttle.unwrap().resume();
+    });
+    finish(&backup);
+    assert_same(&fs::read(rig.image()).unwrap(), &before, "the image");
+}
