@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::{Alignment, Storage, check_range};
+use super::{Alignment, Storage, check_range, lock};
 use crate::buffer::AlignedBuf;
 use crate::geometry::ByteRange;
 use crate::sync::{Mutex, RwLock};
@@ -213,6 +213,13 @@ impl Storage for FileStorage {
         // A discard between the two calls may have left nothing here; a stretch is never empty all the same.
         let end = self.seek(SeekFrom::Hole(start))?.unwrap_or(self.size).max(start + self.granule);
         Ok((start < self.size).then(|| ByteRange { start, end: end.min(self.size) }))
+    }
+}
+
+impl Drop for FileStorage {
+    fn drop(&mut self) {
+        // If it cannot be unlocked, closing it does so a moment later.
+        let _ = lock::release(self.as_fd());
     }
 }
 

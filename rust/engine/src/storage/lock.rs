@@ -20,7 +20,7 @@ const RESIZE: i64 = 3;
 /// (`qemu-img info -U`); a plain reader of QEMU does not share writing, and so is refused beside a writer.
 const UNSHARED: [i64; 2] = [WRITE, RESIZE];
 
-/// Locks the file until `fd` is closed.
+/// Locks the file until `release`, or until the last copy of `fd` is closed.
 ///
 /// # Errors
 /// `WouldBlock` if another open file description holds what we need; anything else if the file system cannot lock.
@@ -31,10 +31,10 @@ pub(super) fn acquire(fd: BorrowedFd<'_>, access: Access) -> io::Result<()> {
     };
     // Lock first and look second: of two who arrive together at least one sees the other.
     for byte in used.iter().map(|bit| USED_BASE + bit).chain(UNSHARED.map(|bit| UNSHARED_BASE + bit)) {
-        fcntl(fd, libc::F_OFD_SETLK, libc::F_RDLCK, byte)?;
+        fcntl(fd, libc::F_OFD_SETLK, libc::F_RDLCK, byte, 1)?;
     }
     for byte in used.iter().map(|bit| UNSHARED_BASE + bit).chain(UNSHARED.map(|bit| USED_BASE + bit)) {
-        let found = fcntl(fd, libc::F_OFD_GETLK, libc::F_WRLCK, byte)?;
+        let found = fcntl(fd, libc::F_OFD_GETLK, libc::F_WRLCK, byte, 1)?;
         if i32::from(found.l_type) != libc::F_UNLCK {
             return Err(io::Error::from_raw_os_error(libc::EAGAIN));
         }
@@ -42,12 +42,24 @@ pub(super) fn acquire(fd: BorrowedFd<'_>, access: Access) -> io::Result<()> {
     Ok(())
 }
 
-fn fcntl(fd: BorrowedFd<'_>, command: libc::c_int, kind: libc::c_int, byte: i64) -> io::Result<libc::flock> {
+/// Unlocks the file now. Closing `fd` is not enough: a child process has copies of all descriptors until it executes its
+/// program, and would keep the lock alive for that long.
+pub(super) fn release(fd: BorrowedFd<'_>) -> io::Result<()> {
+    fcntl(fd, libc::F_OFD_SETLK, libc::F_UNLCK, 0, 0).map(drop)
+}
+
+fn fcntl(
+    fd: BorrowedFd<'_>,
+    command: libc::c_int,
+    kind: libc::c_int,
+    start: i64,
+    length: i64,
+) -> io::Result<libc::flock> {
     let mut lock = libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: byte,
-        l_len: 1,
+        l_start: start,
+        l_len: length,
         l_pid: 0,
     };
     // SAFETY: both commands take a pointer to a `flock`, which lives on this stack for the whole call.

@@ -274,13 +274,14 @@ fn a_block_device_is_written_in_place_and_its_manifest_makes_it_complete() {
 
     assert_eq!(refused(&device.path, &sheet, false).kind, ErrorKind::Exists);
     assert!(sheet.exists());
-    let again = Destination::open(&device.path, &sheet, SIZE, true).unwrap();
+    let other = Loop::new(8 * MIB, &[]);
+    let again = Destination::open(&other.path, &sheet, SIZE, true).unwrap();
     assert!(!sheet.exists(), "the first write would make a liar of it");
     again.abandon().unwrap();
     assert!(names(folder.path()).is_empty());
-    drop(again);
 
-    let error = Destination::open(&device.path, &sheet, 8 * MIB + 512, false).err().unwrap();
+    let small = Loop::new(8 * MIB, &[]);
+    let error = Destination::open(&small.path, &sheet, 8 * MIB + 512, false).err().unwrap();
     assert_eq!(error.kind, ErrorKind::Invalid);
     assert!(error.reason.contains("8388608") && error.reason.contains("8389120"), "{error}");
 }

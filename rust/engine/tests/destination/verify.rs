@@ -14,7 +14,7 @@ use blockcow_engine::verify::verify;
 use proptest::prelude::RngExt;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
-use crate::backup::{Backup, MIB, SIZE, content, fill, geometry, on, publish};
+use crate::backup::{Backup, MIB, SIZE, content, fill, geometry, on};
 use crate::disks::{Loop, can};
 
 const INTACT: [u64; 0] = [];
@@ -149,16 +149,20 @@ fn an_image_on_a_block_device_may_be_followed_by_other_things() {
     if !can("an_image_on_a_block_device_may_be_followed_by_other_things", &["losetup"]) {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let sheet = folder.path().join("sheet");
-    let device = Loop::new(8 * MIB, &[]);
-    let file = File::options().write(true).open(&device.path).unwrap();
-    file.write_all_at(&[0xff; 8 << 20], 0).unwrap();
-    publish(&device.path, &sheet, geometry(), &content(1));
-    assert_eq!(verify(&device.path, &sheet, &on).unwrap().damaged, INTACT);
-    file.write_all_at(&[1], 2 * MIB - 1).unwrap();
-    file.sync_all().unwrap();
-    assert_eq!(verify(&device.path, &sheet, &on).unwrap().damaged, [MIB]);
-    let smaller = Loop::new(4 * MIB, &[]);
-    assert_eq!(verify(&smaller.path, &sheet, &on).unwrap_err().kind, ErrorKind::Mismatch);
+    let backup = Backup::new();
+    // A device for each look at it: opening it exclusively, closing it and opening it again can fail for a moment when
+    // another test starts a program in between.
+    let device = |size: u64, damage: &[u8]| {
+        let device = Loop::new(size, &[]);
+        let file = File::options().write(true).open(&device.path).unwrap();
+        file.write_all_at(&vec![0xff; size as usize], 0).unwrap();
+        file.write_all_at(&backup.content[..SIZE.min(size) as usize], 0).unwrap();
+        file.write_all_at(damage, 2 * MIB - 1).unwrap();
+        file.sync_all().unwrap();
+        device
+    };
+    let found = |device: &Loop| verify(&device.path, &backup.manifest, &on);
+    assert_eq!(found(&device(8 * MIB, &[])).unwrap().damaged, INTACT);
+    assert_eq!(found(&device(8 * MIB, &[1])).unwrap().damaged, [MIB]);
+    assert_eq!(found(&device(4 * MIB, &[])).unwrap_err().kind, ErrorKind::Mismatch);
 }

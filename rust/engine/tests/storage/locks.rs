@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -66,6 +67,16 @@ fn busy(path: &Path, access: Access) {
     let error = open(path, access).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Busy);
     assert!(error.reason.contains("another program"), "{error}");
+}
+
+#[test]
+fn dropping_unlocks_although_a_child_process_has_a_copy_of_the_descriptor() {
+    let (_folder, path) = image();
+    let held = open(&path, Access::ReadWrite).unwrap();
+    let copy = held.as_fd().try_clone_to_owned().unwrap();
+    drop(held);
+    open(&path, Access::ReadWrite).unwrap();
+    drop(copy);
 }
 
 #[test]
