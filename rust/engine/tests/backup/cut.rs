@@ -85,7 +85,10 @@ fn check(image: &[u8], logs: &[Vec<Flight>], before: u64, after: u64, seed: u64)
             latest_start_in_image = latest_start_in_image.max(last.began);
         }
         if let Some(next) = log.get(count) {
-            assert!(next.ended > before, "seed {seed}: writer {writer}: an acknowledged write from before the cut is missing");
+            assert!(
+                next.ended > before,
+                "seed {seed}: writer {writer}: an acknowledged write from before the cut is missing"
+            );
             earliest_end_not_in_image = earliest_end_not_in_image.min(next.ended);
         }
     }
