@@ -194,14 +194,14 @@ impl Round {
         if now.duration_since(oldest) < timeout {
             return oldest + timeout;
         }
-        if self.policy.fail_write {
-            for waiter in self.gate.expel(is_late) {
-                waiter.wake(Outcome::Fail(libc::ETIMEDOUT));
-            }
-        } else {
+        if !self.policy.fail_write {
             self.end(State::Broken, self.too_late());
+            return now + timeout;
         }
-        now + timeout
+        for waiter in self.gate.expel(is_late) {
+            waiter.wake(Outcome::Fail(libc::ETIMEDOUT));
+        }
+        self.gate.earliest(Waiter::since).unwrap_or(now) + timeout
     }
 
     fn too_late(&self) -> Error {
@@ -225,3 +225,6 @@ impl Round {
         self.recording.load(Ordering::Acquire)
     }
 }
+
+#[cfg(test)]
+mod tests;
