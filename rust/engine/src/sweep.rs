@@ -126,7 +126,8 @@ impl<'a> Sweeper<'a> {
         Ok(())
     }
 
-    /// Blocks off the list are zero in the image, whatever was read over.
+    /// Blocks that nobody holds are off the list, or were found zero before a write: zero in the image, whatever was read
+    /// over.
     fn blank_absent(&mut self, blocks: BlockRange) {
         let geometry = self.round.geometry;
         let origin = geometry.bytes_of(blocks).start;
