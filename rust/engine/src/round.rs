@@ -152,12 +152,13 @@ impl Round {
     }
 
     fn let_go(&self) {
+        wake_all(self.gate.close());
+        self.container.close();
+        // Waits for the container's write in flight, which may hang; by now only writes into its section depend on that.
         if self.gate.has_reserved() {
             self.container.seal();
         }
         self.disarm();
-        wake_all(self.gate.close());
-        self.container.close();
     }
 
     /// The driver forgets this backup, but not another that was cut while this one was only prepared.
