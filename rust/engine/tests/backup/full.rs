@@ -122,3 +122,22 @@ fn reads_go_on_while_every_writer_waits() {
     finish(&backup);
     assert_same(&fs::read(rig.image()).unwrap(), &before, "the image");
 }
+
+#[test]
+fn a_drain_is_not_held_up_by_the_limit_on_reading() {
+    let rig = Rig::file(folder_in_memory(), 8 * MIB, &mut Chance::new(12));
+    let driver = rig.driver();
+    let mut spec = rig.spec();
+    // At this rate one extent takes minutes.
+    spec.limit_read = Some(4096);
+    spec.policy.cbw_timeout = Duration::from_secs(20);
+    let backup = driver.prepare(spec).unwrap();
+    driver.cut(&backup, PATIENCE).unwrap();
+    for block in 3 * MIB / 4096..7 * MIB / 4096 {
+        driver.write(&[1; 4096], block * 4096).unwrap();
+    }
+    assert_eq!(backup.state(), blockcow_engine::state::State::Active, "{:?}", backup.cause());
+    assert!(backup.status().drains > 0, "{:?}", backup.status());
+    backup.cancel();
+    assert!(backup.wait(Some(PATIENCE)));
+}
