@@ -137,7 +137,10 @@ impl Round {
 
     /// Removes what an unsuccessful backup left at the destination.
     pub(crate) fn abandon(&self) {
-        if self.life.state() != State::Complete
+        // Whoever ended the backup may still be about to; when this is done, another can be prepared.
+        self.let_go();
+        // What could not be published has been removed already.
+        if !self.destination.is_settled()
             && let Err(error) = self.destination.abandon()
         {
             self.life.also(&error);
