@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use blockcow_engine::events::What;
-use blockcow_engine::storage::{Storage, ThrottledStorage};
+use blockcow_engine::geometry::ByteRange;
+use blockcow_engine::storage::{Operation, Storage, ThrottledStorage};
 use std::time::Duration;
 
+use crate::door::{Calls, Door};
 use crate::rig::{Chance, PATIENCE, Rig, assert_same, create, finish, folder_in_memory};
 use blockcow_engine::driver::ContainerPlace;
 
@@ -140,4 +142,28 @@ fn a_drain_is_not_held_up_by_the_limit_on_reading() {
     assert!(backup.status().drains > 0, "{:?}", backup.status());
     backup.cancel();
     assert!(backup.wait(Some(PATIENCE)));
+}
+
+#[test]
+fn a_slot_is_held_until_its_block_is_at_the_destination() {
+    let rig = Rig::file(folder_in_memory(), MIB, &mut Chance::new(13));
+    let driver = rig.driver();
+    driver.write(&[1; 4096], 0).unwrap();
+    let writes = Calls(Operation::Write, ByteRange { start: 0, end: MIB });
+    let mut door = None;
+    let mut spec = rig.spec();
+    spec.destination = spec.destination.decorate(|storage| door.insert(Door::new(storage)).clone());
+    let door = door.unwrap();
+    door.shut(writes);
+    let backup = driver.prepare(spec).unwrap();
+    let hold = driver.hold(PATIENCE).unwrap();
+    hold.arm(&backup).unwrap();
+    let held = hold.release();
+    driver.write(&[2; 4096], 0).unwrap();
+    backup.start(held).unwrap();
+    door.until_waiting(1);
+    assert_eq!(backup.status().container_used_bytes, 4096, "the destination has not taken it");
+    door.open(writes);
+    finish(&backup);
+    assert_eq!(backup.status().container_used_bytes, 0);
 }
