@@ -173,6 +173,7 @@ impl Life {
 mod tests {
     use super::*;
     use crate::error::ErrorKind;
+    use crate::sync::{AtomicBool, Ordering};
 
     fn reach(state: State) -> Life {
         let life = Life::default();
@@ -222,17 +223,20 @@ mod tests {
 
     #[test]
     fn nothing_comes_between_the_end_of_publishing_and_its_outcome() {
-        for _ in 0..2000 {
-            let life = reach(State::Active);
+        for _ in 0..1000 {
+            let (life, cancelling) = (reach(State::Active), AtomicBool::new(false));
             assert!(life.begin_publishing());
             std::thread::scope(|scope| {
-                let cancel = scope.spawn(|| {
+                scope.spawn(|| {
                     while life.state() == State::Active {
                         life.go(State::Cancelled, None);
+                        cancelling.store(true, Ordering::Relaxed);
                     }
                 });
+                while !cancelling.load(Ordering::Relaxed) {
+                    std::thread::yield_now();
+                }
                 assert_eq!(life.published(Ok(())), State::Complete);
-                cancel.join().unwrap();
             });
         }
     }

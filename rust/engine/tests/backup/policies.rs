@@ -148,7 +148,8 @@ fn under_fail_write_the_sweep_takes_over_blocks_and_leaves_their_neighbours_as_t
     let held = hold.release();
     thread::scope(|scope| {
         let driver = &driver;
-        let [low_write, high_write] = [low, high].map(|calls| scope.spawn(move || driver.write(&[1; 4096], calls.1.start)));
+        let [low_write, high_write] =
+            [low, high].map(|calls| scope.spawn(move || driver.write(&[1; 4096], calls.1.start)));
         door.until_waiting(2);
         backup.start(held).unwrap();
         while backup.status().blocks_swept < 254 {
