@@ -9,6 +9,7 @@ import os
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
@@ -168,7 +169,6 @@ class Backup:
 
     def __init__(self, fd: int, size: int, container: Path, container_size: int, dest: Path) -> None:
         self.cause: OSError | None = None
-        self.drains = 0
         self._fd = fd
         self._size = size
         self._blocks = -(-size // BLOCK)
@@ -229,7 +229,6 @@ class Backup:
 
     def _next_extent(self) -> int | None:
         if self._container.draining and (fullest := self._container.fullest()) is not None:
-            self.drains += 1
             return fullest
         unswept = self._swept.find(0)
         return None if unswept < 0 else unswept
@@ -264,48 +263,63 @@ class Backup:
         self._container.open()
 
 
+class Flights:
+    """Counts the writes in flight, and holds new ones for the cut."""
+
+    def __init__(self) -> None:
+        self.holding = False
+        self._in_flight = 0
+        self._changed = threading.Condition()
+
+    def enter(self) -> None:
+        with self._changed:
+            if self.holding:
+                self._changed.wait_for(lambda: not self.holding)
+            self._in_flight += 1
+
+    def leave(self) -> None:
+        with self._changed:
+            self._in_flight -= 1
+            if self.holding:
+                self._changed.notify_all()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While the block runs no write is in flight."""
+        with self._changed:
+            self.holding = True
+            self._changed.wait_for(lambda: self._in_flight == 0)
+            yield
+            self.holding = False
+            self._changed.notify_all()
+
+
 class Device:
     """A file or block device that programs reach through here, so that a backup can stand in front of it."""
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR)
-        self.size = os.lseek(self._fd, 0, os.SEEK_END)
+        self._size = os.lseek(self._fd, 0, os.SEEK_END)
+        self._flights = Flights()
         self._backup: Backup | None = None
-        self._in_flight = 0
-        self._holding = False
-        self._changed = threading.Condition()
-
-    def pread(self, length: int, offset: int) -> bytes:
-        return os.pread(self._fd, length, offset)
 
     def pwrite(self, data: bytes, offset: int) -> int:
-        with self._changed:
-            if self._holding:
-                self._changed.wait_for(lambda: not self._holding)
-            self._in_flight += 1
-            backup = self._backup
+        self._flights.enter()
         try:
-            if backup is not None:
-                backup.before_write(offset, len(data))
+            if self._backup is not None:
+                self._backup.before_write(offset, len(data))
             write_all(self._fd, data, offset)
         finally:
-            with self._changed:
-                self._in_flight -= 1
-                if self._holding:
-                    self._changed.notify_all()
+            self._flights.leave()
         return len(data)
 
     def backup(self, container: Path, container_size: int, dest: Path) -> Backup:
         """Makes the cut: holds new writes, lets those in flight end, arms the gate, and goes on."""
-        backup = Backup(self._fd, self.size, container, container_size, dest)
-        with self._changed:
-            self._holding = True
-            self._changed.wait_for(lambda: self._in_flight == 0)
+        backup = Backup(self._fd, self._size, container, container_size, dest)
+        with self._flights.held():
             if self._backup is not None:
                 self._backup.close()
             self._backup = backup
-            self._holding = False
-            self._changed.notify_all()
         backup.start()
         return backup
 

@@ -23,7 +23,7 @@ class Writer(threading.Thread):
 
     def __init__(self, device: Device, number: int, seed: int) -> None:
         super().__init__()
-        share = device.size // BLOCK // WRITERS
+        share = SIZE // BLOCK // WRITERS
         self.region = range(number * share, (number + 1) * share)
         self.log: list[range] = []
         self.warm = threading.Event()
@@ -161,7 +161,7 @@ def test_cut_waits_for_the_write_in_flight(disk: Path, tmp_path: Path, monkeypat
         threads[0].start()
         assert started.wait(60)
         threads[1].start()
-        until(lambda: device._holding or order == ["cut"])
+        until(lambda: device._flights.holding or order == ["cut"])
         go_on.set()
         for thread in threads:
             thread.join()

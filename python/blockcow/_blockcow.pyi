@@ -4,9 +4,31 @@ All offsets, lengths and sizes are in bytes, all times in seconds, unless a name
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, final
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
+
+__all__ = [
+    "Backup",
+    "BlockcowError",
+    "BusyError",
+    "CancelledError",
+    "ContainerError",
+    "DestinationError",
+    "Device",
+    "DeviceError",
+    "ExistsError",
+    "ManifestError",
+    "MismatchError",
+    "NotFoundError",
+    "StateError",
+    "TimeoutExpired",
+    "TrespassError",
+    "__version__",
+    "read_manifest",
+    "restore",
+    "verify",
+]
 
 __version__: str
 
@@ -32,6 +54,7 @@ class TrespassError(BlockcowError): ...
 class CancelledError(BlockcowError): ...
 class StateError(BlockcowError): ...
 
+@disjoint_base
 class Device:
     """A block device or image file, held exclusively, that blockcow stands in front of. Safe from many threads."""
 
@@ -82,6 +105,7 @@ class Device:
         of all blocks less holes. ``identity`` is recorded in the manifest as given.
         """
 
+@final
 class Backup:
     """One backup: created, active, then complete, broken or cancelled."""
 

@@ -11,7 +11,7 @@ import pytest
 
 import blockcow
 from blockcow import Device
-from conftest import MIB
+from conftest import MIB, sh
 
 
 def test_reads_and_writes_pass_through(image: Path) -> None:
@@ -186,6 +186,22 @@ def test_a_file_system_of_the_callers_own_front_end_is_frozen_around_the_cut(
             (point / "thawed").write_bytes(b"x")
         with pytest.raises(blockcow.BusyError, match="choose a place on another device"):
             device.backup(container="memory:1M", dest=point / "out.img", mounts=[str(point)])
+
+
+def test_a_freeze_that_fails_makes_no_cut_and_leaves_nothing(
+    image: Path, tmp_path: Path, loop_device: Callable[..., str], mount: Callable[[str], Path]
+) -> None:
+    point = mount(loop_device(filesystem="ext4"))
+    before = sorted(tmp_path.iterdir())
+    sh("fsfreeze", "--freeze", str(point))
+    try:
+        with Device(image) as device:
+            with pytest.raises(OSError, match="frozen already"):
+                device.backup(container="memory:1M", dest=tmp_path / "out.img", mounts=[str(point)])
+            assert str(device.state) == "passing"
+    finally:
+        sh("fsfreeze", "--unfreeze", str(point))
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_image_files_are_locked_as_qemu_does(image: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ pub struct Backup {
 /// The whole backup while it lasts, and then what is worth remembering of it.
 enum Stage {
     UnderWay(Arc<Round>),
-    Over(Record),
+    Over(Box<Record>),
 }
 
 impl Backup {
@@ -144,7 +144,7 @@ fn end(stage: &RwLock<Stage>, round: Arc<Round>) {
     let (life, events) = (round.life.clone(), round.events.clone());
     let record = Record::of(&round);
     drop(round);
-    *stage.write() = Stage::Over(record);
+    *stage.write() = Stage::Over(Box::new(record));
     events.close();
     life.cleaned_up();
 }

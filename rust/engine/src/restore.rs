@@ -125,7 +125,7 @@ impl Target {
             let reason = format!("{} extents differ from the manifest, this is the first", verified.damaged.len());
             return Err(Error::new(ErrorKind::Mismatch, "verify the image before restoring it", reason)
                 .at(first)
-                .hint(&format!("nothing was written to {}; take another backup, or force it", self.name)));
+                .hint(&format!("nothing was written to {}; take another backup, or restore what there is with --force damaged", self.name)));
         }
         self.write(source, &verified, &|done, total| progress(RestorePhase::Writing, done, total))
             .map_err(|error| self.warn(error))?;

@@ -121,15 +121,15 @@ impl Life {
         self.state()
     }
 
-    /// Waits for the end until the deadline, `false` if that came first; then for the cleaning up, but not for ever: I/O
-    /// that hangs must not hang its backup's owner too.
+    /// Waits for the end and the cleaning up; `false` if the deadline came first. The cleaning up is not waited for longer
+    /// than `CLEAN_UP_PATIENCE` after the end: I/O that hangs must not hang the backup's owner too.
     pub fn wait_for_clean_up(&self, deadline: Option<Instant>) -> bool {
         if !self.wait(deadline, |state, _| state.is_end()) {
             return false;
         }
-        let patience = Instant::now() + CLEAN_UP_PATIENCE;
-        self.wait(Some(deadline.map_or(patience, |deadline| deadline.min(patience))), |_, cleaned_up| cleaned_up);
-        true
+        let patience = self.ended_at().unwrap_or_else(Instant::now) + CLEAN_UP_PATIENCE;
+        let until = deadline.map_or(patience, |deadline| deadline.min(patience));
+        self.wait(Some(until), |_, cleaned_up| cleaned_up) || until == patience
     }
 
     /// Nothing is left to clean up.
@@ -202,6 +202,14 @@ mod tests {
         life.go(State::Broken, error("first"));
         life.go(State::Broken, error("second"));
         assert_eq!(life.cause().unwrap().operation, "first");
+    }
+
+    #[test]
+    fn an_end_that_is_not_cleaned_up_is_waited_for_until_the_deadline() {
+        let life = reach(State::Cancelled);
+        assert!(!life.wait_for_clean_up(Some(Instant::now())));
+        life.cleaned_up();
+        assert!(life.wait_for_clean_up(Some(Instant::now())));
     }
 
     #[test]

@@ -39,10 +39,11 @@ fn one_cut(seed: u64) {
     }
     let driver = rig.driver();
     let (clock, done) = (AtomicU64::new(1), AtomicBool::new(false));
+    let begun: [AtomicBool; WRITERS] = Default::default();
     let logs: Vec<Vec<Flight>> = thread::scope(|scope| {
         let writers: Vec<_> = (0..WRITERS)
             .map(|writer| {
-                let (driver, clock, done) = (&driver, &clock, &done);
+                let (driver, clock, done, begun) = (&driver, &clock, &done, &begun[writer]);
                 scope.spawn(move || {
                     let mut log: Vec<Flight> = Vec::new();
                     while !done.load(Ordering::Acquire) && log.len() < LOG {
@@ -54,12 +55,14 @@ fn one_cut(seed: u64) {
                         let began = clock.fetch_add(1, Ordering::SeqCst);
                         driver.write(&block, at as u64).unwrap();
                         log.push(Flight { began, ended: clock.fetch_add(1, Ordering::SeqCst) });
+                        begun.store(true, Ordering::Release);
                     }
                     log
                 })
             })
             .collect();
-        while clock.load(Ordering::Relaxed) < 500 + seed * 37 {
+        let all_begun = || begun.iter().all(|begun| begun.load(Ordering::Acquire));
+        while clock.load(Ordering::Relaxed) < 500 + seed * 37 || !all_begun() {
             thread::yield_now();
         }
         let backup = driver.prepare(rig.spec()).unwrap();
@@ -85,7 +88,10 @@ fn check(image: &[u8], logs: &[Vec<Flight>], before: u64, after: u64, seed: u64)
             latest_start_in_image = latest_start_in_image.max(last.began);
         }
         if let Some(next) = log.get(count) {
-            assert!(next.ended > before, "seed {seed}: writer {writer}: an acknowledged write from before the cut is missing");
+            assert!(
+                next.ended > before,
+                "seed {seed}: writer {writer}: an acknowledged write from before the cut is missing"
+            );
             earliest_end_not_in_image = earliest_end_not_in_image.min(next.ended);
         }
     }

@@ -10,7 +10,9 @@ use blockcow_engine::driver::{ContainerPlace, Driver};
 use blockcow_engine::geometry::ByteRange;
 
 use crate::disks::Loop;
-use crate::rig::{Chance, PATIENCE, Rig, assert_same, can_use_loops, create, finish, folder_in_memory, open, spare_disk};
+use crate::rig::{
+    Chance, PATIENCE, Rig, assert_same, can_use_loops, create, finish, folder_in_memory, open, spare_disk,
+};
 
 const WRITERS: u64 = 8;
 const LONGEST_WRITE: u64 = 40 << 10;
@@ -70,7 +72,12 @@ fn one_write(driver: &Driver, model: &Model, chance: &mut Chance) {
 }
 
 /// The places for a container, by seed.
-fn container(rig: &Rig, chance: &mut Chance, disks: &mut Vec<Loop>, loops: bool) -> (ContainerPlace, u64, Option<ByteRange>) {
+fn container(
+    rig: &Rig,
+    chance: &mut Chance,
+    disks: &mut Vec<Loop>,
+    loops: bool,
+) -> (ContainerPlace, u64, Option<ByteRange>) {
     let bytes = (64 << 10) << chance.below(5);
     match chance.below(if loops { 4 } else { 3 }) {
         0 => (ContainerPlace::Memory(bytes), bytes, None),

@@ -112,7 +112,9 @@ fn the_container_cannot_be_read() {
 
 #[test]
 fn the_destination_cannot_be_written_or_synced() {
-    for (operation, errno, after) in [(Operation::Write, EIO, 3), (Operation::Write, ENOSPC, 0), (Operation::Sync, EIO, 0)] {
+    for (operation, errno, after) in
+        [(Operation::Write, EIO, 3), (Operation::Write, ENOSPC, 0), (Operation::Sync, EIO, 0)]
+    {
         let rig = rig(after + 40);
         let driver = rig.driver();
         let mut spec = rig.spec();

@@ -79,7 +79,8 @@ fn a_request_outside_the_device_fails_and_harms_nothing() {
     let rig = Rig::file(folder_in_memory(), 1 << 20, &mut Chance::new(3));
     let driver = rig.driver();
     let (sender, receiver) = channel();
-    driver.submit(Request::Write(vec![1; 513], (1 << 20) - 512), Box::new(move |outcome| sender.send(outcome).unwrap()));
+    driver
+        .submit(Request::Write(vec![1; 513], (1 << 20) - 512), Box::new(move |outcome| sender.send(outcome).unwrap()));
     let error = receiver.recv_timeout(PATIENCE).unwrap().unwrap_err();
     assert_eq!(error.offset, Some((1 << 20) - 512));
 }
