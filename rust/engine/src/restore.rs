@@ -56,9 +56,10 @@ pub struct RestoreReport {
 /// phase and the bytes done and in all about five times a second, on the calling thread, and may break off.
 ///
 /// # Errors
-/// Those of `verify`; `Mismatch` at the first damaged offset before anything is written, unless forced; `Invalid` if the
-/// target is too small, the image itself, or neither file nor block device; `Busy` if it is in use; `Device` if it cannot
-/// be written. An error after the first write says that the target is incomplete; a file created here is removed.
+/// Those of `verify`; `Mismatch` at the first damaged offset before anything is written, unless forced; `Invalid` if
+/// the target is too small, the image itself, or neither file nor block device; `Busy` if it is in use; `Device` if it
+/// cannot be written. An error after the first write says that the target is incomplete; a file created here is
+/// removed.
 pub fn restore(
     image: &Path,
     manifest: &Path,
