@@ -155,9 +155,17 @@ impl Round {
         if self.gate.has_reserved() {
             self.container.seal();
         }
-        self.armed.store(None);
+        self.disarm();
         wake_all(self.gate.close());
         self.container.close();
+    }
+
+    /// The driver forgets this backup, but not another that was cut while this one was only prepared.
+    fn disarm(&self) {
+        let armed = self.armed.load();
+        if armed.as_ref().is_some_and(|round| std::ptr::eq(Arc::as_ptr(round), self)) {
+            self.armed.compare_and_swap(&armed, None);
+        }
     }
 
     fn announce(&self, from: Option<State>, to: State) {

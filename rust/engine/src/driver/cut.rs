@@ -6,6 +6,7 @@ use super::Driver;
 use crate::backup::Backup;
 use crate::error::{Error, ErrorKind, Result};
 use crate::round::Cut;
+use crate::state::State;
 use crate::sync::{Arc, MutexGuard, Ordering};
 use crate::waiter::{Parker, Waiter, wake_all};
 
@@ -60,6 +61,9 @@ impl Hold<'_> {
         }
         if self.driver.armed.load().as_ref().is_some_and(|other| !Arc::ptr_eq(other, round)) {
             return state("another backup of this device is under way; wait for it or cancel it");
+        }
+        if round.life.state() != State::Created {
+            return state("this backup was cut before, or has ended; start another");
         }
         *round.cut.lock() = Some(Cut { at: SystemTime::now(), instant: Instant::now(), held: Duration::ZERO });
         *self.driver.newest.lock() = Some(round.life.clone());

@@ -78,10 +78,7 @@ impl Driver {
     /// `Invalid` with the reason for sizes that cannot be; `State` if another backup is under way; `Device` if the holes
     /// of the device cannot be read.
     pub fn prepare(&self, spec: Spec) -> Result<Backup> {
-        if self.armed.load().is_some() {
-            let reason = "another backup of this device is under way; wait for it or cancel it";
-            return Err(Error::new(ErrorKind::State, "prepare the backup", reason));
-        }
+        self.refuse_beside_another()?;
         let geometry = Geometry::new(self.size(), spec.block_size, spec.logical_block)?;
         let (log, reserved, slots) = self.container_of(geometry, spec.container)?;
         let staging = if log.is_some() { blocks_in(geometry, spec.staging_bytes).clamp(1, slots) } else { slots };
@@ -119,6 +116,14 @@ impl Driver {
         self.make_list(&round, spec.listing, sparse)?;
         round.unlist(reserved);
         Ok(backup)
+    }
+
+    fn refuse_beside_another(&self) -> Result<()> {
+        if self.armed.load().is_none() {
+            return Ok(());
+        }
+        let reason = "another backup of this device is under way; wait for it or cancel it";
+        Err(Error::new(ErrorKind::State, "prepare the backup", reason))
     }
 
     /// The container's log, its blocks on the device, and its slots.
@@ -181,6 +186,8 @@ impl Driver {
             return Ok(());
         }
         let hold = self.hold(RECORDING_HOLD)?;
+        // Another may have begun to record while this one waited for its hold.
+        self.refuse_beside_another()?;
         self.armed.store(Some(round.clone()));
         drop(hold);
         let mut from = 0;

@@ -11,4 +11,5 @@ mod parked;
 mod policies;
 mod rig;
 mod sections;
+mod several;
 mod sparse;
