@@ -1,8 +1,8 @@
 //! The container: where old blocks go before they reach the destination. A log of slots, with staging in front of it.
 //!
 //! A block is stored once it is in staging; the write-behind moves staging to slots behind the writers' backs. A
-//! container that is memory only is staging without slots. Blocks of zeroes take no space. How much may be held at a
-//! time is decided by the gate, which reserves room before anything is staged.
+//! container that is memory only is staging without slots. Blocks of zeroes are not kept: what was copied and is not here
+//! is zero. How much may be held at a time is decided by the gate, which reserves room before anything is staged.
 
 mod index;
 mod log;
@@ -64,25 +64,24 @@ impl Container {
     /// Stores the blocks from `first` on, whose old bytes are in `memory`. From now on the sweep finds them. Returns
     /// the room that was reserved and not needed, because the blocks are zero.
     pub fn store(&self, first: u32, mut memory: Memory) -> Room {
-        let mut zeroes = 0;
-        let mut place = |block: u32, memory: Memory| {
+        let count = memory.count();
+        let mut blocks = Vec::with_capacity(count as usize);
+        let mut keep = |block: u32, memory: Memory| {
             let length = self.geometry.bytes_of(BlockRange::at(block, 1)).len() as usize;
-            if is_zero(&memory[..length]) {
-                zeroes += 1;
-                return (block, Place::Zero);
+            if !is_zero(&memory[..length]) {
+                blocks.push((block, Arc::new(memory)));
             }
-            (block, Place::Staged(Arc::new(memory)))
         };
-        let mut places = Vec::with_capacity(memory.count() as usize);
         let mut block = first;
         while memory.count() > 1 {
-            places.push(place(block, memory.split_off_front(1)));
+            keep(block, memory.split_off_front(1));
             block += 1;
         }
-        places.push(place(block, memory));
+        keep(block, memory);
+        let zeroes = count - blocks.len() as u32;
         let index = &mut self.state.lock().index;
-        for (block, place) in places {
-            index.insert(block, place);
+        for (block, memory) in blocks {
+            index.insert(block, memory);
         }
         if self.log.is_some() && index.staged() > self.staging.slots() / 2 {
             self.work.notify_one();
@@ -100,7 +99,7 @@ impl Container {
         self.state.lock().index.fullest(free)
     }
 
-    /// How many blocks it holds of each extent in the range, zeroes included.
+    /// How many blocks it holds of the extents in the range.
     pub fn held(&self, extents: std::ops::Range<u32>) -> u32 {
         let state = self.state.lock();
         extents.map(|extent| state.index.held(extent)).sum()
@@ -122,7 +121,6 @@ impl Container {
             let length = self.geometry.bytes_of(BlockRange::at(*block, 1)).len();
             let target = start as usize..(start + length) as usize;
             match place {
-                Place::Zero => buffer[target].fill(0),
                 Place::Staged(memory) => {
                     let length = target.len();
                     buffer[target].copy_from_slice(&memory[..length]);
@@ -141,7 +139,6 @@ impl Container {
         let mut room = Room::default();
         for (_, place) in taken.0 {
             match place {
-                Place::Zero => continue,
                 Place::Staged(memory) => room.staging += u32::from(unstage(memory)),
                 Place::Stored(slot) => drop(slot),
             }
@@ -198,3 +195,6 @@ impl Container {
 fn unstage(memory: Staged) -> bool {
     Arc::into_inner(memory).is_some()
 }
+
+#[cfg(test)]
+mod tests;

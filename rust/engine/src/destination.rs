@@ -180,6 +180,11 @@ impl Destination {
         self.discard_image()
     }
 
+    /// Whether it has been published or abandoned, or one of both was tried: then nothing is left to do.
+    pub fn is_settled(&self) -> bool {
+        *self.settled.lock()
+    }
+
     fn settle(&self, operation: &str) -> Result<()> {
         let mut settled = self.settled.lock();
         if std::mem::replace(&mut *settled, true) {

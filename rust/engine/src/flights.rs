@@ -63,7 +63,11 @@ impl<W> Flights<W> {
     #[must_use]
     pub fn leave(&self) -> Option<W> {
         if self.word.fetch_sub(1, Ordering::AcqRel) == HOLD | 1 {
-            return self.waiting.lock().holder.take();
+            let mut waiting = self.waiting.lock();
+            // That hold may have been given up meanwhile; whoever holds now waits for other writes.
+            if self.word.load(Ordering::Acquire) == HOLD {
+                return waiting.holder.take();
+            }
         }
         None
     }
@@ -110,6 +114,26 @@ mod tests {
         assert_eq!(flights.leave(), Some("cut"));
         assert_eq!(flights.release(), ["late"]);
         assert!(flights.enter(|| "late"));
+    }
+
+    #[test]
+    fn one_that_left_late_does_not_answer_for_those_of_the_next_hold() {
+        let flights = Flights::default();
+        assert!(flights.enter(|| "first"));
+        assert!(!flights.hold(|| "cut"));
+        std::thread::scope(|scope| {
+            let mut waiting = flights.waiting.lock();
+            let late = scope.spawn(|| flights.leave());
+            while flights.word.load(Ordering::Acquire) != HOLD {
+                std::thread::yield_now();
+            }
+            // Before it has the lock, the hold is given up, another write comes in, and another hold waits for that one.
+            flights.word.store(HOLD | 1, Ordering::Release);
+            waiting.holder = Some("next cut");
+            drop(waiting);
+            assert_eq!(late.join().unwrap(), None);
+        });
+        assert_eq!(flights.leave(), Some("next cut"));
     }
 
     #[test]

@@ -62,6 +62,11 @@ impl<W, M: Deref<Target = [AtomicU64]>> Gate<W, M> {
         !self.reserved.is_empty()
     }
 
+    /// Whether a write to `blocks` touches the container's section of the device.
+    pub fn reserves(&self, blocks: BlockRange) -> bool {
+        blocks.overlaps(self.reserved)
+    }
+
     /// The maps, for making the list before the cut and for looking at progress.
     pub fn map(&self) -> &CopiedMap<M> {
         &self.map

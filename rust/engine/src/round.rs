@@ -137,7 +137,10 @@ impl Round {
 
     /// Removes what an unsuccessful backup left at the destination.
     pub(crate) fn abandon(&self) {
-        if self.life.state() != State::Complete
+        // Whoever ended the backup may still be about to; when this is done, another can be prepared.
+        self.let_go();
+        // What could not be published has been removed already.
+        if !self.destination.is_settled()
             && let Err(error) = self.destination.abandon()
         {
             self.life.also(&error);
@@ -152,12 +155,13 @@ impl Round {
     }
 
     fn let_go(&self) {
+        wake_all(self.gate.close());
+        self.container.close();
+        // Waits for the container's write in flight, which may hang; by now only writes into its section depend on that.
         if self.gate.has_reserved() {
             self.container.seal();
         }
         self.disarm();
-        wake_all(self.gate.close());
-        self.container.close();
     }
 
     /// The driver forgets this backup, but not another that was cut while this one was only prepared.
@@ -194,14 +198,14 @@ impl Round {
         if now.duration_since(oldest) < timeout {
             return oldest + timeout;
         }
-        if self.policy.fail_write {
-            for waiter in self.gate.expel(is_late) {
-                waiter.wake(Outcome::Fail(libc::ETIMEDOUT));
-            }
-        } else {
+        if !self.policy.fail_write {
             self.end(State::Broken, self.too_late());
+            return now + timeout;
         }
-        now + timeout
+        for waiter in self.gate.expel(is_late) {
+            waiter.wake(Outcome::Fail(libc::ETIMEDOUT));
+        }
+        self.gate.earliest(Waiter::since).unwrap_or(now) + timeout
     }
 
     fn too_late(&self) -> Error {
@@ -225,3 +229,6 @@ impl Round {
         self.recording.load(Ordering::Acquire)
     }
 }
+
+#[cfg(test)]
+mod tests;

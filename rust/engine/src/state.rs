@@ -94,7 +94,14 @@ impl Life {
     /// does not allow it or publishing has begun; then nothing changes.
     pub fn go(&self, to: State, cause: Option<Error>) -> Option<State> {
         let mut now = self.now.lock();
-        if now.publishing || !TRANSITIONS.contains(&(now.state, to)) {
+        if now.publishing {
+            return None;
+        }
+        self.step(&mut now, to, cause)
+    }
+
+    fn step(&self, now: &mut Now, to: State, cause: Option<Error>) -> Option<State> {
+        if !TRANSITIONS.contains(&(now.state, to)) {
             return None;
         }
         let before = std::mem::replace(&mut now.state, to);
@@ -113,12 +120,13 @@ impl Life {
 
     /// Publishing came out like this.
     pub fn published(&self, outcome: Result<(), Error>) -> State {
-        self.now.lock().publishing = false;
+        let mut now = self.now.lock();
+        now.publishing = false;
         match outcome {
-            Ok(()) => self.go(State::Complete, None),
-            Err(error) => self.go(State::Broken, Some(error)),
+            Ok(()) => self.step(&mut now, State::Complete, None),
+            Err(error) => self.step(&mut now, State::Broken, Some(error)),
         };
-        self.state()
+        now.state
     }
 
     /// Waits for the end and the cleaning up; `false` if the deadline came first. The cleaning up is not waited for
@@ -210,6 +218,23 @@ mod tests {
         assert!(!life.wait_for_clean_up(Some(Instant::now())));
         life.cleaned_up();
         assert!(life.wait_for_clean_up(Some(Instant::now())));
+    }
+
+    #[test]
+    fn nothing_comes_between_the_end_of_publishing_and_its_outcome() {
+        for _ in 0..2000 {
+            let life = reach(State::Active);
+            assert!(life.begin_publishing());
+            std::thread::scope(|scope| {
+                let cancel = scope.spawn(|| {
+                    while life.state() == State::Active {
+                        life.go(State::Cancelled, None);
+                    }
+                });
+                assert_eq!(life.published(Ok(())), State::Complete);
+                cancel.join().unwrap();
+            });
+        }
     }
 
     #[test]

@@ -109,7 +109,9 @@ impl<'a> Sweeper<'a> {
     fn read_claimed(&mut self, extent: u32, blocks: BlockRange, runs: &[BlockRange]) -> Result<()> {
         let (round, geometry) = (self.round, self.round.geometry);
         let origin = geometry.bytes_of(blocks).start;
-        for span in spans(geometry, runs) {
+        // What others could not copy comes later, when some of the extent is in the buffer: never read over that.
+        let read_over = if self.present.contains(&true) { 0 } else { READ_OVER_BYTES };
+        for span in spans(geometry, runs, read_over) {
             let target = (span.start - origin) as usize..(span.end - origin) as usize;
             if let Err(error) = round.device.read_at(&mut self.buffer[target], span.start) {
                 for &run in runs {
@@ -128,7 +130,8 @@ impl<'a> Sweeper<'a> {
         Ok(())
     }
 
-    /// Blocks off the list are zero in the image, whatever was read over.
+    /// Blocks that nobody holds are off the list, or were found zero before a write: zero in the image, whatever was read
+    /// over.
     fn blank_absent(&mut self, blocks: BlockRange) {
         let geometry = self.round.geometry;
         let origin = geometry.bytes_of(blocks).start;
@@ -164,12 +167,12 @@ fn zero_if_any(round: &Round, origin: u64, from: usize, to: usize) -> Result<()>
     round.destination.zero(ByteRange { start: origin + from as u64, end: origin + to as u64 })
 }
 
-/// The byte ranges to read for claimed runs: neighbours and near neighbours in one.
-fn spans(geometry: Geometry, runs: &[BlockRange]) -> Vec<ByteRange> {
+/// The byte ranges to read for claimed runs: those no further apart than `read_over` bytes in one.
+fn spans(geometry: Geometry, runs: &[BlockRange], read_over: u64) -> Vec<ByteRange> {
     let mut spans: Vec<ByteRange> = Vec::new();
     for bytes in runs.iter().map(|&run| geometry.bytes_of(run)) {
         match spans.last_mut() {
-            Some(last) if bytes.start - last.end <= READ_OVER_BYTES => last.end = bytes.end,
+            Some(last) if bytes.start - last.end <= read_over => last.end = bytes.end,
             _ => spans.push(bytes),
         }
     }

@@ -31,15 +31,20 @@ fn sweep_all(round: &Round, buffers: Vec<AlignedBuf>, limit_read: Option<u64>) {
     let pace = Pace::new(limit_read);
     let sweeping = AtomicU32::new(buffers.len() as u32);
     thread::scope(|scope| {
-        for buffer in buffers {
+        let sweepers = buffers.into_iter().try_for_each(|buffer| {
             let (plan, pace, sweeping) = (&plan, &pace, &sweeping);
-            scope.spawn(move || {
+            let sweep = move || {
                 guarded(round, || Sweeper::new(round, plan, pace, buffer).run());
                 sweeping.fetch_sub(1, Ordering::AcqRel);
                 round.life.nudge();
-            });
+            };
+            thread::Builder::new().spawn_scoped(scope, sweep).map(drop)
+        });
+        let write_behind = || guarded(round, || write_behind(round));
+        let started = sweepers.and_then(|()| thread::Builder::new().spawn_scoped(scope, write_behind).map(drop));
+        if let Err(error) = started {
+            round.end(State::Broken, Error::io(ErrorKind::State, "start the threads of the backup", &error));
         }
-        scope.spawn(|| guarded(round, || write_behind(round)));
         let over = |state: State, _| state != State::Active || sweeping.load(Ordering::Acquire) == 0;
         while !round.life.wait(Some(round.enforce_deadline()), over) {}
         round.container.close();

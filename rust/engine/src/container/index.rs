@@ -11,8 +11,6 @@ pub(super) type Staged = Arc<Memory>;
 
 /// Where a block is.
 pub(super) enum Place {
-    /// Nowhere: it is all zeroes.
-    Zero,
     /// In staging.
     Staged(Staged),
     /// In one slot of the log.
@@ -21,19 +19,17 @@ pub(super) enum Place {
 
 pub(super) struct Index {
     geometry: Geometry,
-    extents: HashMap<u32, Holding>,
-    /// Extents by the number of blocks that occupy space, for the drain.
+    /// By extent and block. A block of zeroes is not here: it needs no place.
+    extents: HashMap<u32, HashMap<u32, Place>>,
+    /// Extents by the number of their blocks, for the drain.
     by_fullness: BTreeSet<(u32, u32)>,
     /// Staged blocks, oldest first; some may have been taken since.
     queue: VecDeque<u32>,
     staged: u32,
 }
 
-#[derive(Default)]
-struct Holding {
-    places: HashMap<u32, Place>,
-    occupied: u32,
-}
+/// So many entries of the queue may be stale before they are removed.
+const STALE: usize = 512;
 
 impl Index {
     pub(super) fn new(geometry: Geometry) -> Self {
@@ -45,18 +41,20 @@ impl Index {
         self.staged
     }
 
-    pub(super) fn insert(&mut self, block: u32, place: Place) {
+    #[cfg(test)]
+    pub(super) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    pub(super) fn insert(&mut self, block: u32, memory: Staged) {
         let extent = self.geometry.extent_of(block);
-        let holding = self.extents.entry(extent).or_default();
-        if let Place::Staged(_) = place {
-            self.by_fullness.remove(&(holding.occupied, extent));
-            holding.occupied += 1;
-            self.by_fullness.insert((holding.occupied, extent));
-            self.queue.push_back(block);
-            self.staged += 1;
-        }
-        let before = holding.places.insert(block, place);
+        let places = self.extents.entry(extent).or_default();
+        self.by_fullness.remove(&(places.len() as u32, extent));
+        let before = places.insert(block, Place::Staged(memory));
         debug_assert!(before.is_none(), "a block is copied once");
+        self.by_fullness.insert((places.len() as u32, extent));
+        self.queue.push_back(block);
+        self.staged += 1;
     }
 
     pub(super) fn holds_none_of(&self, extent: u32) -> bool {
@@ -64,7 +62,7 @@ impl Index {
     }
 
     pub(super) fn held(&self, extent: u32) -> u32 {
-        self.extents.get(&extent).map_or(0, |holding| holding.places.len() as u32)
+        self.extents.get(&extent).map_or(0, |places| places.len() as u32)
     }
 
     pub(super) fn fullest(&self, free: impl Fn(u32) -> bool) -> Option<u32> {
@@ -72,12 +70,23 @@ impl Index {
     }
 
     pub(super) fn take(&mut self, extent: u32) -> Vec<(u32, Place)> {
-        let Some(holding) = self.extents.remove(&extent) else { return Vec::new() };
-        self.by_fullness.remove(&(holding.occupied, extent));
-        let mut places: Vec<_> = holding.places.into_iter().collect();
+        let Some(places) = self.extents.remove(&extent) else { return Vec::new() };
+        self.by_fullness.remove(&(places.len() as u32, extent));
+        let mut places: Vec<_> = places.into_iter().collect();
         self.staged -= places.iter().filter(|(_, place)| matches!(place, Place::Staged(_))).count() as u32;
         places.sort_unstable_by_key(|&(block, _)| block);
+        self.forget_stale();
         places
+    }
+
+    /// Keeps the queue from growing with the blocks that were ever staged, where no write-behind empties it.
+    fn forget_stale(&mut self) {
+        if self.queue.len() <= 2 * self.staged as usize + STALE {
+            return;
+        }
+        let (geometry, extents) = (self.geometry, &self.extents);
+        let place = |block: u32| extents.get(&geometry.extent_of(block))?.get(&block);
+        self.queue.retain(|&block| matches!(place(block), Some(Place::Staged(_))));
     }
 
     /// The oldest staged blocks, at most `most`; they stay in the index and in the queue's order until `stored`.
@@ -95,7 +104,7 @@ impl Index {
 
     fn place(&mut self, block: u32) -> Option<&mut Place> {
         let extent = self.geometry.extent_of(block);
-        self.extents.get_mut(&extent)?.places.get_mut(&block)
+        self.extents.get_mut(&extent)?.get_mut(&block)
     }
 
     /// The staged bytes of a block are in `slot` now. If the sweep has taken the block meanwhile, the slot is dropped.

@@ -78,7 +78,11 @@ impl Driver {
             let Some(round) = &*armed else { break };
             let blocks = round.geometry.blocks_touched(passage.bytes);
             if round.is_recording() {
-                round.record(blocks);
+                if round.gate.reserves(blocks) {
+                    round.trespassed(passage.bytes);
+                } else {
+                    round.record(blocks);
+                }
                 break;
             }
             let admission = round.gate.admit(blocks, passage.ticket, |ticket| {
@@ -98,6 +102,7 @@ impl Driver {
                 Decision::Wait { drain_begins } => {
                     if drain_begins {
                         round.events.emit(What::DrainBegins { held_blocks: round.gate.room().used() });
+                        round.life.nudge();
                     }
                     return Ok(Passed::Parked);
                 }

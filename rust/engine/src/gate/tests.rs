@@ -1,5 +1,8 @@
 //! The gate's decisions one by one; the engine's tests run it under threads.
 
+use std::cell::RefCell;
+use std::rc::{Rc, Weak};
+
 use super::*;
 use crate::arena::{Words, regions};
 use crate::copied::words_for;
@@ -132,4 +135,35 @@ fn a_write_into_the_containers_section_is_named() {
     assert_eq!(ask(&gate, run(89, 2), "a"), Decision::Trespass);
     let _ = gate.close();
     assert_eq!(ask(&gate, run(89, 2), "a"), Decision::Trespass, "the container's last I/O may still be under way");
+}
+
+/// Memory of a map that does something when it is next looked at.
+struct Probe(Vec<AtomicU64>, Interlude);
+
+type Interlude = Rc<RefCell<Option<Box<dyn FnOnce()>>>>;
+
+impl Deref for Probe {
+    type Target = [AtomicU64];
+
+    fn deref(&self) -> &[AtomicU64] {
+        let interlude = self.1.borrow_mut().take();
+        interlude.into_iter().for_each(|interlude| interlude());
+        &self.0
+    }
+}
+
+#[test]
+fn a_write_that_asks_while_its_block_is_marked_as_copied_is_handed_back() {
+    let interlude = Interlude::default();
+    let words = || Probe(vec![AtomicU64::new(0)], interlude.clone());
+    let limits = Limits { capacity: 4, drain: 1, staging: 4 };
+    let gate = Rc::new(Gate::new(CopiedMap::new(words(), words()), BlockRange::at(0, 0), limits));
+    gate.map.list(run(0, 64));
+    assert_eq!(gate.admit(run(3, 1), None, |_| "a").decision, Decision::Copy(vec![run(3, 1)]));
+    let late: Weak<Gate<&'static str, Probe>> = Rc::downgrade(&gate);
+    *interlude.borrow_mut() = Some(Box::new(move || {
+        let gate = late.upgrade().unwrap();
+        assert_eq!(gate.admit(run(3, 1), None, |_| "late").decision, WAIT);
+    }));
+    assert_eq!(gate.copied(run(3, 1)), ["late"]);
 }

@@ -19,7 +19,7 @@ impl Pace {
         Self { bytes_per_second, paid: Mutex::new(Instant::now()) }
     }
 
-    /// Waits until `bytes` may be read, or the backup ends.
+    /// Waits until `bytes` may be read, a drain begins, or the backup ends.
     pub fn wait(&self, bytes: u64, round: &Round) {
         let Some(rate) = self.bytes_per_second else { return };
         let cost = Duration::from_secs_f64(bytes as f64 / rate as f64);
@@ -29,6 +29,6 @@ impl Pace {
             *paid = turn + cost;
             turn
         };
-        round.life.wait(Some(turn), |state, _| state != State::Active);
+        round.life.wait(Some(turn), |state, _| state != State::Active || round.gate.room().draining());
     }
 }

@@ -125,6 +125,8 @@ fn the_destination_cannot_be_written_or_synced() {
         });
         let backup = under_load(&driver, spec, |_| {});
         assert_broken(&backup, ErrorKind::Destination, errno);
+        let cause = backup.cause().unwrap().to_string();
+        assert!(!cause.contains("also:"), "the clean-up worked: {cause}");
         rig.assert_nothing_at_destination();
         rig.assert_next_backup_works(&driver);
     }

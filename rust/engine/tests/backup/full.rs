@@ -8,8 +8,9 @@ use std::{fs, io, thread};
 use blockcow_engine::driver::ContainerPlace;
 use blockcow_engine::events::What;
 use blockcow_engine::geometry::ByteRange;
-use blockcow_engine::storage::{Alignment, Storage, ThrottledStorage};
+use blockcow_engine::storage::{Alignment, Operation, Storage, ThrottledStorage};
 
+use crate::door::{Calls, Door};
 use crate::rig::{Chance, PATIENCE, Rig, assert_same, create, finish, folder_in_memory};
 
 const MIB: u64 = 1 << 20;
@@ -198,4 +199,47 @@ fn reads_go_on_while_every_writer_waits() {
     });
     finish(&backup);
     assert_same(&fs::read(rig.image()).unwrap(), &before, "the image");
+}
+
+#[test]
+fn a_drain_is_not_held_up_by_the_limit_on_reading() {
+    let rig = Rig::file(folder_in_memory(), 8 * MIB, &mut Chance::new(12));
+    let driver = rig.driver();
+    let mut spec = rig.spec();
+    // At this rate one extent takes minutes.
+    spec.limit_read = Some(4096);
+    spec.policy.cbw_timeout = Duration::from_secs(20);
+    let backup = driver.prepare(spec).unwrap();
+    driver.cut(&backup, PATIENCE).unwrap();
+    for block in 3 * MIB / 4096..7 * MIB / 4096 {
+        driver.write(&[1; 4096], block * 4096).unwrap();
+    }
+    assert_eq!(backup.state(), blockcow_engine::state::State::Active, "{:?}", backup.cause());
+    assert!(backup.status().drains > 0, "{:?}", backup.status());
+    backup.cancel();
+    assert!(backup.wait(Some(PATIENCE)));
+}
+
+#[test]
+fn a_slot_is_held_until_its_block_is_at_the_destination() {
+    let rig = Rig::file(folder_in_memory(), MIB, &mut Chance::new(13));
+    let driver = rig.driver();
+    driver.write(&[1; 4096], 0).unwrap();
+    let writes = Calls(Operation::Write, ByteRange { start: 0, end: MIB });
+    let mut door = None;
+    let mut spec = rig.spec();
+    spec.destination = spec.destination.decorate(|storage| door.insert(Door::new(storage)).clone());
+    let door = door.unwrap();
+    door.shut(writes);
+    let backup = driver.prepare(spec).unwrap();
+    let hold = driver.hold(PATIENCE).unwrap();
+    hold.arm(&backup).unwrap();
+    let held = hold.release();
+    driver.write(&[2; 4096], 0).unwrap();
+    backup.start(held).unwrap();
+    door.until_waiting(1);
+    assert_eq!(backup.status().container_used_bytes, 4096, "the destination has not taken it");
+    door.open(writes);
+    finish(&backup);
+    assert_eq!(backup.status().container_used_bytes, 0);
 }

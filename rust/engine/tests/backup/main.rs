@@ -4,6 +4,7 @@ mod cut;
 #[path = "../storage/disks.rs"]
 #[allow(dead_code, reason = "each test binary uses its own part of the disks")]
 mod disks;
+mod door;
 mod equal;
 mod faults;
 mod full;

@@ -8,9 +8,11 @@ use std::time::Duration;
 use blockcow_engine::Policy;
 use blockcow_engine::driver::{ContainerPlace, Spec};
 use blockcow_engine::error::ErrorKind;
+use blockcow_engine::geometry::ByteRange;
 use blockcow_engine::state::State;
 use blockcow_engine::storage::{Fault, FaultStorage, MemoryStorage, Operation, Storage, ThrottledStorage};
 
+use crate::door::{Calls, Door};
 use crate::rig::{Chance, PATIENCE, Rig, assert_same, finish, folder_in_memory};
 
 const SIZE: u64 = 16 << 20;
@@ -127,4 +129,40 @@ fn a_hold_that_cannot_be_had_leaves_the_device_passing() {
         finish(&backup);
     });
     assert_eq!(fs::read(rig.image()).unwrap()[..512], [1; 512]);
+}
+
+#[test]
+fn under_fail_write_the_sweep_takes_over_blocks_and_leaves_their_neighbours_as_they_were() {
+    let rig = Rig::file(folder_in_memory(), 1 << 20, &mut Chance::new(6));
+    let door = Door::new(rig.storage.clone());
+    let driver = blockcow_engine::driver::Driver::new(door.clone());
+    let mut spec = rig.spec();
+    spec.policy.fail_write = true;
+    let before = rig.bytes();
+    let backup = driver.prepare(spec).unwrap();
+    let [low, high] = [5, 12].map(|block| Calls(Operation::Read, ByteRange::at(block * 4096, 4096).unwrap()));
+    door.shut(low);
+    door.shut(high);
+    let hold = driver.hold(PATIENCE).unwrap();
+    hold.arm(&backup).unwrap();
+    let held = hold.release();
+    thread::scope(|scope| {
+        let driver = &driver;
+        let [low_write, high_write] =
+            [low, high].map(|calls| scope.spawn(move || driver.write(&[1; 4096], calls.1.start)));
+        door.until_waiting(2);
+        backup.start(held).unwrap();
+        while backup.status().blocks_swept < 254 {
+            thread::yield_now();
+        }
+        // Between the two, and copied by the sweep: a read over it would find this instead.
+        driver.write(&[2; 4096], 8 * 4096).unwrap();
+        // The sweep waits for the lower one, and so finds both unclaimed.
+        for (calls, write) in [(high, high_write), (low, low_write)] {
+            door.fail(calls, 5);
+            assert_eq!(write.join().unwrap().unwrap_err().errno, Some(5));
+        }
+    });
+    finish(&backup);
+    assert_same(&fs::read(rig.image()).unwrap(), &before, "the image");
 }

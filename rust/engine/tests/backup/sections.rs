@@ -1,12 +1,16 @@
 //! A container on a section of the protected device itself.
 
 use std::fs;
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
-use blockcow_engine::driver::ContainerPlace;
+use blockcow_engine::driver::{ContainerPlace, Driver};
 use blockcow_engine::error::ErrorKind;
 use blockcow_engine::geometry::ByteRange;
 use blockcow_engine::state::State;
+use blockcow_engine::storage::Operation;
 
+use crate::door::{Calls, Door};
 use crate::rig::{Chance, PATIENCE, Rig, assert_same, finish, folder_in_memory};
 
 const SIZE: u64 = 8 << 20;
@@ -63,4 +67,33 @@ fn a_section_outside_the_device_or_below_one_block_is_refused() {
         assert_eq!(driver.prepare(spec).err().unwrap().kind, ErrorKind::Invalid);
         rig.assert_nothing_at_destination();
     }
+}
+
+#[test]
+fn a_write_to_it_that_hangs_holds_up_no_program_beyond_the_deadline() {
+    let rig = Rig::file(folder_in_memory(), SIZE, &mut Chance::new(3));
+    let door = Door::new(rig.storage.clone());
+    let driver = Driver::new(door.clone());
+    let mut spec = rig.spec();
+    spec.container = ContainerPlace::Section(SECTION);
+    // So slow a sweep that it makes no room in staging.
+    (spec.capacity_bytes, spec.staging_bytes, spec.limit_read) = (1 << 20, 16 << 10, Some(1));
+    spec.policy.cbw_timeout = Duration::from_millis(300);
+    let backup = driver.prepare(spec).unwrap();
+    driver.cut(&backup, PATIENCE).unwrap();
+    let container_writes = Calls(Operation::Write, SECTION);
+    door.shut(container_writes);
+    std::thread::scope(|scope| {
+        let (driver, (sender, receiver)) = (&driver, channel());
+        scope.spawn(move || {
+            (0..64).for_each(|block| driver.write(&[3; 4096], (4 << 20) + block * 4096).unwrap());
+            sender.send(()).unwrap();
+        });
+        let done = receiver.recv_timeout(PATIENCE);
+        door.open(container_writes);
+        done.expect("every write goes through, although the container's hangs");
+    });
+    assert!(backup.wait(Some(PATIENCE)));
+    assert_eq!((backup.state(), backup.cause().unwrap().kind), (State::Broken, ErrorKind::Timeout));
+    assert!(rig.bytes()[4 << 20..][..64 * 4096].iter().all(|&byte| byte == 3));
 }

@@ -5,8 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use blockcow_engine::driver::Listing;
+use blockcow_engine::driver::{ContainerPlace, Listing};
+use blockcow_engine::error::ErrorKind;
 use blockcow_engine::geometry::ByteRange;
+use blockcow_engine::state::State;
 
 use crate::rig::{Chance, PATIENCE, Rig, assert_same, finish, folder_in_memory};
 
@@ -105,4 +107,20 @@ fn a_list_of_ranges_is_taken_by_whole_blocks() {
     expected[8192..MIB as usize].fill(0);
     expected[MIB as usize + 4096..].fill(0);
     assert_same(&fs::read(rig.image()).unwrap(), &expected, "the image");
+}
+
+#[test]
+fn a_write_into_the_containers_section_before_the_cut_ends_the_backup() {
+    let rig = sparse();
+    let driver = rig.driver();
+    let mut spec = rig.spec();
+    spec.container = ContainerPlace::Section(ByteRange { start: 30 * MIB, end: 31 * MIB });
+    let backup = driver.prepare(spec).unwrap();
+    driver.write(&[8; 4096], 30 * MIB).unwrap();
+    assert_eq!((backup.state(), backup.cause().unwrap().kind), (State::Broken, ErrorKind::Trespass));
+    assert_eq!(driver.cut(&backup, PATIENCE).unwrap_err().kind, ErrorKind::State);
+    drop(backup);
+    rig.assert_nothing_at_destination();
+    assert_eq!(rig.bytes()[30 * MIB as usize..][..4096], [8; 4096]);
+    rig.assert_next_backup_works(&driver);
 }

@@ -1,0 +1,60 @@
+//! What a round does by itself; whole backups are tried by the engine's tests.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::backup::Backup;
+use crate::destination::manifest_path_for;
+use crate::driver::{ContainerPlace, Driver, Listing, Spec};
+use crate::gate::Decision;
+use crate::storage::MemoryStorage;
+use crate::sync::AtomicU32;
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// An active backup of a small device under `fail-write`, with room for one block and without threads.
+fn active(folder: &tempfile::TempDir) -> (Arc<Driver>, Backup) {
+    let size = 16 * 4096;
+    let device = Arc::new(MemoryStorage::new(size));
+    device.write_at(&vec![1; size as usize], 0).unwrap();
+    let driver = Driver::new(device);
+    let image = folder.path().join("image");
+    let spec = Spec {
+        block_size: Some(4096),
+        logical_block: 512,
+        container: ContainerPlace::Memory(4096),
+        staging_bytes: 4096,
+        capacity_bytes: 4096,
+        drain_bytes: 4096,
+        destination: Destination::file(&image, &manifest_path_for(&image), size, false).unwrap(),
+        listing: Listing::Device,
+        policy: Policy { cbw_timeout: TIMEOUT, fail_write: true },
+        limit_read: None,
+        identity: BTreeMap::new(),
+    };
+    let backup = driver.prepare(spec).unwrap();
+    driver.hold(TIMEOUT).unwrap().arm(&backup).unwrap();
+    (driver, backup)
+}
+
+#[test]
+fn after_a_late_write_has_failed_the_next_deadline_is_looked_at_in_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_driver, backup) = active(&folder);
+    let round = backup.round().unwrap();
+    let failed = Arc::new(AtomicU32::new(0));
+    let suspend = |block: u32, since: Instant| {
+        let failed = failed.clone();
+        let fail = move |outcome| {
+            failed.fetch_add(u32::from(outcome == Outcome::Fail(libc::ETIMEDOUT)), Ordering::Relaxed);
+        };
+        round.gate.admit(BlockRange::at(block, 1), None, |_| Waiter::request(Some(since), Box::new(fail))).decision
+    };
+    let now = Instant::now();
+    assert!(matches!(suspend(0, now), Decision::Copy(_)));
+    assert!(matches!(suspend(1, now - TIMEOUT), Decision::Wait { .. }));
+    let younger = now - TIMEOUT / 2;
+    assert!(matches!(suspend(2, younger), Decision::Wait { .. }));
+    assert_eq!(round.enforce_deadline(), younger + TIMEOUT);
+    assert_eq!(failed.load(Ordering::Relaxed), 1);
+}
