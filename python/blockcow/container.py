@@ -18,6 +18,7 @@ from blockcow.preflight import check_new_file, require_apart, require_idle
 from blockcow.units import format_size, parse_size
 
 _SMALLEST_DEFAULT = 64 * 1024 * 1024
+_LARGEST_DEFAULT = 4 * 1024 * 1024 * 1024  # a larger one holds up fewer writes, and takes memory for its index
 _DEFAULT_PART = 16  # of the device
 
 
@@ -38,8 +39,8 @@ class Container:
 
 
 def default_size(device: Node) -> int:
-    """A sixteenth of the device, at least 64 MiB, at most the device itself."""
-    wanted = max(_SMALLEST_DEFAULT, device.size // _DEFAULT_PART)
+    """A sixteenth of the device, at least 64 MiB, at most 4 GiB and at most the device itself."""
+    wanted = min(max(_SMALLEST_DEFAULT, device.size // _DEFAULT_PART), _LARGEST_DEFAULT)
     return -(-min(wanted, device.size) // ALIGNMENT) * ALIGNMENT
 
 

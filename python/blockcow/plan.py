@@ -25,7 +25,7 @@ class Options(TypedDict, total=False):
     """What `Device.backup` and `blockcow.backup` take besides the container and the destination."""
 
     container_size: str | int | None
-    """For a file, device:free or block container. A sixteenth of the device, at least 64 MiB; all of a block device."""
+    """For a file, device:free or block container. A sixteenth of the device, 64 MiB to 4 GiB; all of a block device."""
     capacity: str | int
     """How full the container may be before writes wait; part of the container or bytes. ``90%``."""
     drain: str | int

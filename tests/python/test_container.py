@@ -31,7 +31,8 @@ def sparse(path: Path, size: int) -> Path:
 
 
 def test_default_size() -> None:
-    assert default_size(find_sized(1 << 40)) == 1 << 36
+    assert default_size(find_sized(1 << 40)) == 4096 * MIB
+    assert default_size(find_sized(1 << 33)) == 512 * MIB
     assert default_size(find_sized(100 * MIB)) == 64 * MIB
     assert default_size(find_sized(5000)) == 8192
 

@@ -29,7 +29,7 @@ _PATIENCE = 30.0  # seconds
 )
 @click.option("--dest", required=True, type=click.Path(readable=False), help="Image file to make, or a block device.")
 @click.option("--manifest", type=click.Path(readable=False), help="Where the manifest goes.  [default: DEST.manifest]")
-@click.option("--container-size", type=SIZE, help="[default: a sixteenth of the device, at least 64M]")
+@click.option("--container-size", type=SIZE, help="[default: a sixteenth of the device, 64M to 4G]")
 @click.option("--staging-size", type=SIZE, help="Memory in front of the container.  [default: at most 64M]")
 @click.option("--capacity", type=SHARE, default="90%", show_default=True, help="Fill at which writes wait for a drain.")
 @click.option("--drain", type=SHARE, default="25%", show_default=True, help="How much is drained then.")

@@ -9,7 +9,6 @@ use blockcow_engine::error::{Error, ErrorKind};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use crate::device::duration;
 use crate::error::{detached, raise};
 use crate::image::from_json;
 
@@ -93,4 +92,10 @@ impl Backup {
         let cells = py.detach(|| self.backup.block_map(cells));
         cells.iter().map(|cell| (cell.to_do, cell.in_container, cell.copied_before_write, cell.swept)).collect()
     }
+}
+
+/// A number of seconds that Python gave.
+pub fn duration(seconds: f64) -> Result<Duration, Error> {
+    Duration::try_from_secs_f64(seconds)
+        .map_err(|error| Error::new(ErrorKind::Invalid, "time limit", format!("{seconds} seconds: {error}")))
 }

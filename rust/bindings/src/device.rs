@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
-use std::time::Duration;
 
 use blockcow_engine::Policy;
 use blockcow_engine::destination::Destination;
@@ -15,7 +14,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::collections::BTreeMap;
 
-use crate::backup::Backup;
+use crate::backup::{Backup, duration};
 use crate::container::Description;
 use crate::error::{detached, raise};
 
@@ -198,10 +197,4 @@ impl Device {
         })?;
         Ok(backup)
     }
-}
-
-/// A number of seconds that Python gave.
-pub fn duration(seconds: f64) -> Result<Duration> {
-    Duration::try_from_secs_f64(seconds)
-        .map_err(|error| Error::new(ErrorKind::Invalid, "time limit", format!("{seconds} seconds: {error}")))
 }

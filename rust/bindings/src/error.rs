@@ -1,4 +1,5 @@
-//! Exceptions: one class for each kind of engine error, all under `BlockcowError`, with the error's fields as attributes.
+//! Exceptions: one class for each kind of engine error, all under `BlockcowError`, with the error's fields as
+//! attributes.
 
 #![allow(missing_docs, reason = "the macro's types have no place for documentation; the stub documents them")]
 

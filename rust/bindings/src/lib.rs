@@ -1,4 +1,5 @@
-//! The Python extension `blockcow._blockcow`: thin classes over the engine, one file a class. No decisions are made here.
+//! The Python extension `blockcow._blockcow`: thin classes over the engine, one file a class. No decisions are made
+//! here.
 
 use pyo3::prelude::*;
 

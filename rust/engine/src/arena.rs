@@ -24,7 +24,8 @@ unsafe impl Sync for Mapping {}
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: base and length are those of the mapping made in `regions`, and no region is left that points into it.
+        // SAFETY: base and length are those of the mapping made in `regions`, and no region is left that points into
+        // it.
         let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.length) };
         debug_assert!(unmapped.is_ok());
     }

@@ -27,7 +27,8 @@ pub(crate) struct Outfit {
     pub(crate) identity: BTreeMap<String, String>,
 }
 
-/// One backup of one device. Dropping it before its end cancels it. After its end it holds neither the device nor memory.
+/// One backup of one device. Dropping it before its end cancels it. After its end it holds neither the device nor
+/// memory.
 pub struct Backup {
     life: Arc<Life>,
     events: Arc<Events>,
@@ -138,7 +139,8 @@ impl Drop for Backup {
     }
 }
 
-/// The backup has ended and its threads too: cleans up, keeps the record, lets go of the rest, and tells those who wait.
+/// The backup has ended and its threads too: cleans up, keeps the record, lets go of the rest, and tells those who
+/// wait.
 fn end(stage: &RwLock<Stage>, round: Arc<Round>) {
     round.abandon();
     let (life, events) = (round.life.clone(), round.events.clone());

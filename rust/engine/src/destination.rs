@@ -1,7 +1,8 @@
-//! The backup storage: takes an image in any order and publishes it with its manifest, or leaves nothing that looks whole.
+//! The backup storage: takes an image in any order and publishes it with its manifest, or leaves nothing that looks
+//! whole.
 //!
-//! An image file is written as `<path>.partial` and renamed when it is complete; a block device is written in place, and
-//! only a manifest beside it says that it is complete. Does not decide what is written, nor read it back.
+//! An image file is written as `<path>.partial` and renamed when it is complete; a block device is written in place,
+//! and only a manifest beside it says that it is complete. Does not decide what is written, nor read it back.
 
 use std::ffi::OsString;
 use std::fs::FileType;

@@ -1,4 +1,5 @@
-//! The driver: what a front-end talks to. Stands in front of one device and passes, holds, suspends and releases writes.
+//! The driver: what a front-end talks to. Stands in front of one device and passes, holds, suspends and releases
+//! writes.
 //!
 //! It does a program's I/O on the program's thread, or on the crew's for requests that were parked.
 

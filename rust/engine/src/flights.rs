@@ -1,6 +1,7 @@
 //! Counts the writes in flight, and holds new ones for the cut. Pure state: no I/O, no clock, no thread.
 //!
-//! `W` is whatever the caller uses to wake somebody: it is stored when somebody must wait and handed back when it is time.
+//! `W` is whatever the caller uses to wake somebody: it is stored when somebody must wait and handed back when it is
+//! time.
 
 use crate::sync::{AtomicU64, Mutex, Ordering};
 
@@ -27,7 +28,8 @@ impl<W> Default for Flights<W> {
 }
 
 impl<W> Flights<W> {
-    /// Counts a write in. `false`: a hold is on, the waiter is stored, and the write tries again when it is handed back.
+    /// Counts a write in. `false`: a hold is on, the waiter is stored, and the write tries again when it is handed
+    /// back.
     #[inline]
     pub fn enter(&self, waiter: impl FnOnce() -> W) -> bool {
         self.try_enter() || self.enter_or_wait(waiter)

@@ -56,9 +56,10 @@ pub struct RestoreReport {
 /// phase and the bytes done and in all about five times a second, on the calling thread, and may break off.
 ///
 /// # Errors
-/// Those of `verify`; `Mismatch` at the first damaged offset before anything is written, unless forced; `Invalid` if the
-/// target is too small, the image itself, or neither file nor block device; `Busy` if it is in use; `Device` if it cannot
-/// be written. An error after the first write says that the target is incomplete; a file created here is removed.
+/// Those of `verify`; `Mismatch` at the first damaged offset before anything is written, unless forced; `Invalid` if
+/// the target is too small, the image itself, or neither file nor block device; `Busy` if it is in use; `Device` if it
+/// cannot be written. An error after the first write says that the target is incomplete; a file created here is
+/// removed.
 pub fn restore(
     image: &Path,
     manifest: &Path,
@@ -125,7 +126,10 @@ impl Target {
             let reason = format!("{} extents differ from the manifest, this is the first", verified.damaged.len());
             return Err(Error::new(ErrorKind::Mismatch, "verify the image before restoring it", reason)
                 .at(first)
-                .hint(&format!("nothing was written to {}; take another backup, or restore what there is with --force damaged", self.name)));
+                .hint(&format!(
+                    "nothing was written to {}; take another backup, or restore what there is with --force damaged",
+                    self.name
+                )));
         }
         self.write(source, &verified, &|done, total| progress(RestorePhase::Writing, done, total))
             .map_err(|error| self.warn(error))?;

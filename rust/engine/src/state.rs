@@ -129,8 +129,8 @@ impl Life {
         now.state
     }
 
-    /// Waits for the end and the cleaning up; `false` if the deadline came first. The cleaning up is not waited for longer
-    /// than `CLEAN_UP_PATIENCE` after the end: I/O that hangs must not hang the backup's owner too.
+    /// Waits for the end and the cleaning up; `false` if the deadline came first. The cleaning up is not waited for
+    /// longer than `CLEAN_UP_PATIENCE` after the end: I/O that hangs must not hang the backup's owner too.
     pub fn wait_for_clean_up(&self, deadline: Option<Instant>) -> bool {
         if !self.wait(deadline, |state, _| state.is_end()) {
             return false;

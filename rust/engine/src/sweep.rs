@@ -1,4 +1,5 @@
-//! The sweep and the drain: one mechanism that moves extents from device and container to the destination, in two orders.
+//! The sweep and the drain: one mechanism that moves extents from device and container to the destination, in two
+//! orders.
 //!
 //! An extent is swept once: claim what nobody has copied, read it in one I/O, let its writes go, merge what the
 //! container holds, and write data, not zeroes, to the destination. Several sweepers run side by side.
@@ -79,7 +80,8 @@ impl<'a> Sweeper<'a> {
         Ok(())
     }
 
-    /// Keeps to the pace. Before anything is claimed, so that no write waits for it, and not while writes wait for a drain.
+    /// Keeps to the pace. Before anything is claimed, so that no write waits for it, and not while writes wait for a
+    /// drain.
     fn wait_for_turn(&self, blocks: BlockRange) {
         if !self.round.gate.room().draining() {
             let pending = u64::from(self.round.gate.map().count_pending(blocks));

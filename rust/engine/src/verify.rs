@@ -24,8 +24,8 @@ pub struct VerifyReport {
 ///
 /// # Errors
 /// `NotFound` if image or manifest is missing (an interrupted backup is named as such), `Busy` if a program may be
-/// writing to the image, `Manifest`, `Mismatch` if the image's size is not what the manifest says, `Destination` with the
-/// offset if the image cannot be read, `Cancelled`. Damage is no error but in the report.
+/// writing to the image, `Manifest`, `Mismatch` if the image's size is not what the manifest says, `Destination` with
+/// the offset if the image cannot be read, `Cancelled`. Damage is no error but in the report.
 pub fn verify(image: &Path, manifest: &Path, progress: &dyn Fn(u64, u64) -> ControlFlow<()>) -> Result<VerifyReport> {
     Findings::of(&Image::open(image, manifest)?, progress)
 }

@@ -53,8 +53,8 @@ impl Log {
         (BATCH_BYTES / self.block_bytes).max(1)
     }
 
-    /// Writes the blocks to free slots, neighbouring slots in one write. Returns a slot for each block that was written,
-    /// in order, and the error that kept the others from it.
+    /// Writes the blocks to free slots, neighbouring slots in one write. Returns a slot for each block that was
+    /// written, in order, and the error that kept the others from it.
     pub(super) fn append(&self, blocks: &[(u32, Staged)]) -> (Vec<Slots>, Result<()>) {
         let mut buffer = self.batch.lock();
         let mut slots = Vec::with_capacity(blocks.len());

@@ -75,8 +75,8 @@ impl Driver {
     /// Creates a backup of this device. Nothing is copied before the cut.
     ///
     /// # Errors
-    /// `Invalid` with the reason for sizes that cannot be; `State` if another backup is under way; `Device` if the holes
-    /// of the device cannot be read.
+    /// `Invalid` with the reason for sizes that cannot be; `State` if another backup is under way; `Device` if the
+    /// holes of the device cannot be read.
     pub fn prepare(&self, spec: Spec) -> Result<Backup> {
         self.refuse_beside_another()?;
         let geometry = Geometry::new(self.size(), spec.block_size, spec.logical_block)?;

@@ -42,8 +42,8 @@ pub(super) fn acquire(fd: BorrowedFd<'_>, access: Access) -> io::Result<()> {
     Ok(())
 }
 
-/// Unlocks the file now. Closing `fd` is not enough: a child process has copies of all descriptors until it executes its
-/// program, and would keep the lock alive for that long.
+/// Unlocks the file now. Closing `fd` is not enough: a child process has copies of all descriptors until it executes
+/// its program, and would keep the lock alive for that long.
 pub(super) fn release(fd: BorrowedFd<'_>) -> io::Result<()> {
     fcntl(fd, libc::F_OFD_SETLK, libc::F_UNLCK, 0, 0).map(drop)
 }

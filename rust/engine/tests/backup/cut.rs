@@ -1,7 +1,7 @@
 //! The cut under live writers, without stopping them: the image is the device at one instant.
 //!
-//! Every write carries its writer's number and count, and the test notes when it began and ended. From the image alone the
-//! test reads how many writes of each writer are in it, and checks that this is one instant.
+//! Every write carries its writer's number and count, and the test notes when it began and ended. From the image
+//! alone the test reads how many writes of each writer are in it, and checks that this is one instant.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,5 +1,5 @@
-//! Equal at the cut: eight threads write, discard and zero while the backup runs. The image must equal the copy that the
-//! test made of the device at the cut, and the device afterwards what the writes make it. Hundreds of seeds.
+//! Equal at the cut: eight threads write, discard and zero while the backup runs. The image must equal the copy that
+//! the test made of the device at the cut, and the device afterwards what the writes make it. Hundreds of seeds.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,5 +1,5 @@
-//! Faults of the device, the container and the destination, and cancel: the program's writes succeed, nothing hangs, the
-//! first cause is told, nothing bears the final name, and the next backup works.
+//! Faults of the device, the container and the destination, and cancel: the program's writes succeed, nothing hangs,
+//! the first cause is told, nothing bears the final name, and the next backup works.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

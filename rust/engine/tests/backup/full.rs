@@ -1,20 +1,60 @@
 //! A container that is much too small, before a destination that is slow: no write fails and nothing is lost.
 
-use std::fs;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use std::{fs, io, thread};
 
+use blockcow_engine::driver::ContainerPlace;
 use blockcow_engine::events::What;
 use blockcow_engine::geometry::ByteRange;
-use blockcow_engine::storage::{Operation, Storage, ThrottledStorage};
-use std::time::Duration;
+use blockcow_engine::storage::{Alignment, Operation, Storage, ThrottledStorage};
 
 use crate::door::{Calls, Door};
 use crate::rig::{Chance, PATIENCE, Rig, assert_same, create, finish, folder_in_memory};
-use blockcow_engine::driver::ContainerPlace;
 
 const MIB: u64 = 1 << 20;
+
+/// Notes the extents in the order in which their data arrive.
+struct Recorder {
+    inner: Arc<dyn Storage>,
+    extents: Mutex<Vec<u64>>,
+}
+
+impl Storage for Recorder {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn alignment(&self) -> Alignment {
+        self.inner.alignment()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.inner.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let mut extents = self.extents.lock().unwrap();
+        if !extents.contains(&(offset / MIB)) {
+            extents.push(offset / MIB);
+        }
+        drop(extents);
+        self.inner.write_at(buf, offset)
+    }
+
+    fn zero(&self, range: ByteRange) -> io::Result<()> {
+        self.inner.zero(range)
+    }
+
+    fn discard(&self, range: ByteRange) -> io::Result<()> {
+        self.inner.discard(range)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.inner.sync()
+    }
+}
 
 #[test]
 fn container_of_1_mib_device_of_256_mib_destination_at_20_mb_a_second() {
@@ -86,6 +126,42 @@ fn one_slot_is_enough_for_a_write_of_many_blocks() {
     assert_same(&fs::read(rig.image()).unwrap(), &before, "the image");
     assert!((0..4u64).all(|part| rig.bytes()[(part * 2 * MIB) as usize] == part as u8));
     assert!(backup.status().container_peak_bytes <= 4096);
+}
+
+#[test]
+fn past_the_soft_mark_the_fullest_extent_is_swept_next() {
+    let mut chance = Chance::new(13);
+    let rig = Rig::file(folder_in_memory(), 16 * MIB, &mut chance);
+    rig.driver().write(&vec![1; 16 << 20], 0).unwrap();
+    let driver = rig.driver();
+    let (mut throttle, mut recorder) = (None, None);
+    let mut spec = rig.spec();
+    spec.container = ContainerPlace::Memory(64 * 4096);
+    spec.capacity_bytes = 64 * 4096;
+    spec.destination = spec.destination.decorate(|storage| {
+        let stalled = Arc::new(ThrottledStorage::new(storage, u64::MAX));
+        stalled.stall();
+        throttle = Some(stalled.clone());
+        let recording = Arc::new(Recorder { inner: stalled, extents: Mutex::default() });
+        recorder = Some(recording.clone());
+        recording as Arc<dyn Storage>
+    });
+    let backup = driver.prepare(spec).unwrap();
+    driver.cut(&backup, PATIENCE).unwrap();
+    let recorder = recorder.unwrap();
+    while recorder.extents.lock().unwrap().len() < 2 {
+        thread::yield_now();
+    }
+    // Both sweepers are stuck at the destination. Three quarters of the container come from one late extent.
+    for block in 0..48 {
+        driver.write(&[2; 4096], 12 * MIB + block * 4096).unwrap();
+    }
+    throttle.unwrap().resume();
+    finish(&backup);
+    let order = recorder.extents.lock().unwrap().clone();
+    let place = order.iter().position(|&extent| extent == 12).unwrap();
+    assert!(place < 4, "extent 12 came after {place} others: {order:?}");
+    assert_eq!(backup.status().drains, 0, "the soft mark is below the capacity");
 }
 
 #[test]

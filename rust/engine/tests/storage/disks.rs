@@ -102,6 +102,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        clean("umount", &[text(self.folder.path())]);
+        // Lazily, because a program that another test is just starting has copies of our descriptors for a moment.
+        clean("umount", &["--lazy", text(self.folder.path())]);
     }
 }
