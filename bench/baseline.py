@@ -313,6 +313,9 @@ class Device:
             self._flights.leave()
         return len(data)
 
+    def flush(self) -> None:
+        os.fdatasync(self._fd)
+
     def backup(self, container: Path, container_size: int, dest: Path) -> Backup:
         """Makes the cut: holds new writes, lets those in flight end, arms the gate, and goes on."""
         backup = Backup(self._fd, self._size, container, container_size, dest)

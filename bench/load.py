@@ -1,6 +1,6 @@
-"""Write load on a device: threads that write 4 KiB at random places at full speed until told to stop.
+"""Write load on a device: threads that write 4 KiB at random places at full speed, each a given number of times.
 
-Knows only `pwrite`, so that every contestant gets the same script.
+Each flushes at its end. Knows only `pwrite` and `flush`, so that every contestant gets the same script.
 """
 
 import os
@@ -18,31 +18,23 @@ class Writable(Protocol):
     """What the load needs of a device."""
 
     def pwrite(self, data: bytes, offset: int, /) -> int: ...
+    def flush(self) -> None: ...
 
 
 class Load:
-    """Runs while its block does. The same offsets in the same order every time, a list for each thread."""
+    """Begins with its block and has ended when that is left. The same writes in the same order every time."""
 
-    def __init__(self, device: Writable, size: int) -> None:
+    def __init__(self, device: Writable, size: int, writes: int) -> None:
         self._device = device
         self._payloads = [os.urandom(WRITE) for _ in range(_PAYLOADS)]
-        self._written = [0] * THREADS
-        self._stop = False
-        self._threads = [threading.Thread(target=self._write, args=[number, size]) for number in range(THREADS)]
+        each = writes // THREADS
+        self._threads = [threading.Thread(target=self._write, args=[number, size, each]) for number in range(THREADS)]
 
-    @property
-    def writes(self) -> int:
-        """How many writes have been acknowledged."""
-        return sum(self._written)
-
-    def _write(self, number: int, size: int) -> None:
-        offsets = [block * WRITE for block in Random(number).choices(range(size // WRITE), k=1 << 16)]
-        while True:
-            for turn, offset in enumerate(offsets):
-                if self._stop:
-                    return
-                self._device.pwrite(self._payloads[turn % _PAYLOADS], offset)
-                self._written[number] += 1
+    def _write(self, number: int, size: int, writes: int) -> None:
+        offsets = [block * WRITE for block in Random(number).choices(range(size // WRITE), k=writes)]
+        for turn, offset in enumerate(offsets):
+            self._device.pwrite(self._payloads[turn % _PAYLOADS], offset)
+        self._device.flush()
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -50,6 +42,5 @@ class Load:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._stop = True
         for thread in self._threads:
             thread.join()
