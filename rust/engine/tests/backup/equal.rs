@@ -111,7 +111,11 @@ fn run(rig: &Rig, seed: u64, loops: bool, unit: u64) {
     spec.staging_bytes = 16 << 10 << chance.below(3);
     spec.capacity_bytes = bytes * (50 + chance.below(51)) / 100;
     spec.drain_bytes = bytes / 4;
-    spec.block_size = Some(4096 << chance.below(3)).filter(|block| section.is_none() || *block == 4096);
+    let smallest = rig.storage.logical_block();
+    let block = [smallest, 4096, 8192, 16384, 1 << 20][chance.below(5) as usize];
+    // The model begins where the section ends, and only whole blocks of the section are left out.
+    let fits = block <= bytes && (section.is_none() || block <= 4096);
+    spec.block_size = Some(if fits { block } else { 4096 });
 
     // Nobody may write to the container's section: the model begins behind it.
     let begin = section.map_or(0, |section| section.end);
