@@ -17,8 +17,9 @@ use crate::state::{Life, State};
 use crate::sync::{Arc, Mutex, RwLock};
 use status::Record;
 
-/// How many extents are on their way from the device to the destination at a time.
-pub const SWEEPERS: usize = 2;
+/// How many extents are on their way from the device to the destination at a time. Fewer leave a disk idle, more take the
+/// processors from the programs.
+pub const SWEEPERS: usize = 4;
 
 /// What the threads of a backup need beside what its parts share.
 pub(crate) struct Outfit {

@@ -139,6 +139,8 @@ impl Destination {
     /// # Errors
     /// `Destination`.
     pub fn write(&self, buf: &[u8], offset: u64) -> Result<()> {
+        let range = ByteRange { start: offset, end: offset + buf.len() as u64 };
+        self.storage.will_write(range).map_err(|e| self.failed("allocate", &e).at(offset))?;
         self.storage.write_at(buf, offset).map_err(|e| self.failed("write", &e).at(offset))?;
         self.written.fetch_add(buf.len() as u64, Ordering::Relaxed);
         Ok(())

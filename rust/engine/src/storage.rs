@@ -58,6 +58,12 @@ pub trait Storage: Send + Sync {
     /// Makes everything that was written durable.
     fn sync(&self) -> io::Result<()>;
 
+    /// Says that the range will be written next, as a whole. Direct writes to allocated space go side by side where those
+    /// to holes would go one after the other; a storage without that difference does nothing.
+    fn will_write(&self, _range: ByteRange) -> io::Result<()> {
+        Ok(())
+    }
+
     /// The first stretch at or after `from` that may hold data; everything before it reads as zeroes. `None`: only a
     /// hole follows. A storage that cannot tell answers with all that follows.
     fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>> {

@@ -73,7 +73,12 @@ impl FileStorage {
     /// # Errors
     /// `io::ErrorKind::Unsupported` where the file system cannot; `StorageFull` where there is not enough space.
     pub fn allocate(&self) -> io::Result<()> {
-        match retry_on_intr(|| rustix::fs::fallocate(&self.buffered, FallocateFlags::KEEP_SIZE, 0, self.size)) {
+        self.allocate_range(ByteRange { start: 0, end: self.size })
+    }
+
+    fn allocate_range(&self, range: ByteRange) -> io::Result<()> {
+        let allocate = || rustix::fs::fallocate(&self.buffered, FallocateFlags::KEEP_SIZE, range.start, range.len());
+        match retry_on_intr(allocate) {
             Err(Errno::OPNOTSUPP) => Err(io::Error::new(io::ErrorKind::Unsupported, Errno::OPNOTSUPP)),
             result => Ok(result?),
         }
@@ -199,6 +204,16 @@ impl Storage for FileStorage {
     /// needs, allocation included.
     fn sync(&self) -> io::Result<()> {
         Ok(retry_on_intr(|| rustix::fs::fdatasync(&self.buffered))?)
+    }
+
+    fn will_write(&self, range: ByteRange) -> io::Result<()> {
+        if self.block_device || !self.direct() || range.is_empty() {
+            return Ok(());
+        }
+        match self.allocate_range(range) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+            result => result,
+        }
     }
 
     fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>> {
