@@ -1,6 +1,7 @@
 """Real loop devices, mounts and processes for the tests, all gone afterwards whatever happens. Holds no test."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,9 @@ MIB = 1024 * 1024
 
 
 def sh(*command: str, stdin: str | None = None) -> str:
-    """The stdout of a program that must succeed."""
+    """The stdout of a program that must succeed. Skips the test where the program is not installed."""
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
     result = subprocess.run(command, capture_output=True, text=True, check=False, input=stdin)
     assert result.returncode == 0, f"{' '.join(command)}: {result.stderr}"
     return result.stdout.strip()

@@ -31,7 +31,7 @@ use request::Crew;
 pub struct Driver {
     device: Arc<dyn Storage>,
     flights: Flights<Waiter>,
-    /// The backup under way, or one that is recording before its cut.
+    /// The backup under way, or one that watches writes before its cut.
     armed: Arc<ArcSwapOption<Round>>,
     /// The life of the newest backup that was cut.
     newest: Mutex<Option<Arc<Life>>>,

@@ -57,8 +57,10 @@ pub struct Round {
     /// The digest of the backup, once it is known.
     pub(crate) digest: OnceLock<String>,
     pub(crate) cut: Mutex<Option<Cut>>,
-    /// Before the cut of a sparse device: writes are not gated, their blocks are added to the list.
-    pub(crate) recording: AtomicBool,
+    /// Whether the list leaves out the holes of a sparse device.
+    pub(crate) sparse: bool,
+    /// Before the cut: see `watched`.
+    pub(crate) watching: AtomicBool,
     /// Where the driver looks for the backup under way; emptied when this one ends.
     pub(crate) armed: Arc<ArcSwapOption<Round>>,
 }
@@ -225,8 +227,20 @@ impl Round {
         }
     }
 
-    pub(crate) fn is_recording(&self) -> bool {
-        self.recording.load(Ordering::Acquire)
+    /// Whether the cut is still to come and writes are watched, not gated.
+    pub(crate) fn is_watching(&self) -> bool {
+        self.watching.load(Ordering::Acquire)
+    }
+
+    /// A program is about to write before the cut: into a hole, and that is listed; into the container's section, and
+    /// that ends the backup.
+    pub(crate) fn watched(&self, bytes: ByteRange) {
+        let blocks = self.geometry.blocks_touched(bytes);
+        if self.gate.reserves(blocks) {
+            self.trespassed(bytes);
+        } else if self.sparse {
+            self.record(blocks);
+        }
     }
 }
 

@@ -67,7 +67,7 @@ impl Hold<'_> {
         }
         *round.cut.lock() = Some(Cut { at: SystemTime::now(), instant: Instant::now(), held: Duration::ZERO });
         *self.driver.newest.lock() = Some(round.life.clone());
-        round.recording.store(false, Ordering::Release);
+        round.watching.store(false, Ordering::Release);
         self.driver.armed.store(Some(round.clone()));
         if !round.activate() {
             self.driver.armed.store(None);

@@ -77,12 +77,8 @@ impl Driver {
             let armed = self.armed.load();
             let Some(round) = &*armed else { break };
             let blocks = round.geometry.blocks_touched(passage.bytes);
-            if round.is_recording() {
-                if round.gate.reserves(blocks) {
-                    round.trespassed(passage.bytes);
-                } else {
-                    round.record(blocks);
-                }
+            if round.is_watching() {
+                round.watched(passage.bytes);
                 break;
             }
             let admission = round.gate.admit(blocks, passage.ticket, |ticket| {

@@ -22,8 +22,8 @@ use crate::stats::Stats;
 use crate::storage::{SectionStorage, Storage};
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex};
 
-/// How long writes in flight may take to end before the list of a sparse device is made.
-const RECORDING_HOLD: Duration = Duration::from_secs(30);
+/// How long writes in flight may take to end before those after them are watched.
+const WATCH_HOLD: Duration = Duration::from_secs(30);
 /// Longer deadlines are taken as this one, so that instants do not overflow.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -92,6 +92,7 @@ impl Driver {
         let map = CopiedMap::new(Words::new(pending), Words::new(claimed));
 
         let sparse = matches!(spec.listing, Listing::Device) && self.has_holes()?;
+        let watched = sparse || !reserved.is_empty();
         let round = Arc::new(Round {
             geometry,
             device: self.device.clone(),
@@ -107,13 +108,17 @@ impl Driver {
             listed: AtomicU64::new(0),
             digest: OnceLock::new(),
             cut: Mutex::new(None),
-            recording: AtomicBool::new(sparse),
+            sparse,
+            watching: AtomicBool::new(watched),
             armed: self.armed.clone(),
         });
         let buffers = (0..SWEEPERS).map(|_| AlignedBuf::new(geometry.extent_size() as usize)).collect();
         let outfit = Outfit { buffers, limit_read: spec.limit_read, identity: spec.identity };
         let backup = Backup::new(round.clone(), outfit);
-        self.make_list(&round, spec.listing, sparse)?;
+        if watched {
+            self.watch(&round)?;
+        }
+        make_list(&round, spec.listing)?;
         round.unlist(reserved);
         Ok(backup)
     }
@@ -124,6 +129,15 @@ impl Driver {
         }
         let reason = "another backup of this device is under way; wait for it or cancel it";
         Err(Error::new(ErrorKind::State, "prepare the backup", reason))
+    }
+
+    /// From now on the writes of programs are seen: into holes, so that they are listed, and into the container's section.
+    fn watch(&self, round: &Arc<Round>) -> Result<()> {
+        let _hold = self.hold(WATCH_HOLD)?;
+        // Another may have begun to watch while this one waited for its hold.
+        self.refuse_beside_another()?;
+        self.armed.store(Some(round.clone()));
+        Ok(())
     }
 
     /// The container's log, its blocks on the device, and its slots.
@@ -160,45 +174,40 @@ impl Driver {
 
     fn has_holes(&self) -> Result<bool> {
         let whole = ByteRange { start: 0, end: self.size() };
-        Ok(self.next_data(0)? != Some(whole))
+        Ok(next_data(&*self.device, 0)? != Some(whole))
     }
+}
 
-    fn next_data(&self, from: u64) -> Result<Option<ByteRange>> {
-        let failed = |error| Error::io(ErrorKind::Device, "look for holes in the device", &error).at(from);
-        self.device.next_data(from).map_err(failed)
-    }
+fn next_data(device: &dyn Storage, from: u64) -> Result<Option<ByteRange>> {
+    let failed = |error| Error::io(ErrorKind::Device, "look for holes in the device", &error).at(from);
+    device.next_data(from).map_err(failed)
+}
 
-    /// Puts the blocks on the list. A write to a hole after its place was looked at is recorded until the cut.
-    fn make_list(&self, round: &Arc<Round>, listing: Listing, sparse: bool) -> Result<()> {
-        let geometry = round.geometry;
-        if let Listing::Ranges(ranges) = listing {
-            for range in ranges {
-                if range.end > geometry.device_bytes() {
-                    let reason = format!("the range ends at {}, the device at {}", range.end, geometry.device_bytes());
-                    return Err(Error::new(ErrorKind::Invalid, "list of ranges", reason).at(range.start));
-                }
-                round.record(geometry.blocks_touched(range));
+/// Puts the blocks on the list. A write to a hole after its place was looked at is recorded until the cut.
+fn make_list(round: &Round, listing: Listing) -> Result<()> {
+    let geometry = round.geometry;
+    if let Listing::Ranges(ranges) = listing {
+        for range in ranges {
+            if range.end > geometry.device_bytes() {
+                let reason = format!("the range ends at {}, the device at {}", range.end, geometry.device_bytes());
+                return Err(Error::new(ErrorKind::Invalid, "list of ranges", reason).at(range.start));
             }
-            return Ok(());
+            round.record(geometry.blocks_touched(range));
         }
-        if !sparse {
-            round.record(geometry.all_blocks());
-            return Ok(());
-        }
-        let hold = self.hold(RECORDING_HOLD)?;
-        // Another may have begun to record while this one waited for its hold.
-        self.refuse_beside_another()?;
-        self.armed.store(Some(round.clone()));
-        drop(hold);
-        let mut from = 0;
-        while from < geometry.device_bytes()
-            && let Some(data) = self.next_data(from)?
-        {
-            round.record(geometry.blocks_touched(data));
-            from = data.end;
-        }
-        Ok(())
+        return Ok(());
     }
+    if !round.sparse {
+        round.record(geometry.all_blocks());
+        return Ok(());
+    }
+    let mut from = 0;
+    while from < geometry.device_bytes()
+        && let Some(data) = next_data(&*round.device, from)?
+    {
+        round.record(geometry.blocks_touched(data));
+        from = data.end;
+    }
+    Ok(())
 }
 
 /// Whole blocks in so many bytes; at most what a block number can count.

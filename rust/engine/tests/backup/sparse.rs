@@ -111,7 +111,11 @@ fn a_list_of_ranges_is_taken_by_whole_blocks() {
 
 #[test]
 fn a_write_into_the_containers_section_before_the_cut_ends_the_backup() {
-    let rig = sparse();
+    write_into_the_section_before_the_cut(&sparse());
+    write_into_the_section_before_the_cut(&Rig::file(folder_in_memory(), 64 * MIB, &mut Chance::new(9)));
+}
+
+fn write_into_the_section_before_the_cut(rig: &Rig) {
     let driver = rig.driver();
     let mut spec = rig.spec();
     spec.container = ContainerPlace::Section(ByteRange { start: 30 * MIB, end: 31 * MIB });
