@@ -170,14 +170,7 @@ fn reads_go_on_while_every_writer_waits() {
     let mut chance = Chance::new(11);
     let rig = Rig::file(folder_in_memory(), 16 * MIB, &mut chance);
     let driver = rig.driver();
-    let mut throttle = None;
-    let mut spec = rig.spec();
-    spec.destination = spec.destination.decorate(|storage| {
-        let stalled = Arc::new(ThrottledStorage::new(storage, u64::MAX));
-        stalled.stall();
-        throttle = Some(stalled.clone());
-        stalled as Arc<dyn Storage>
-    });
+    let (spec, throttle) = rig.stalled_spec();
     let before = rig.bytes();
     let backup = driver.prepare(spec).unwrap();
     driver.cut(&backup, PATIENCE).unwrap();
@@ -196,7 +189,7 @@ fn reads_go_on_while_every_writer_waits() {
         let mut bytes = [0; 4096];
         driver.read(&mut bytes, 0).unwrap();
         assert_eq!(bytes[..], before[..4096]);
-        throttle.unwrap().resume();
+        throttle.resume();
     });
     finish(&backup);
     assert_same(&fs::read(rig.image()).unwrap(), &before, "the image");

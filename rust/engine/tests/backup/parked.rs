@@ -1,12 +1,10 @@
 //! Requests of a front-end without threads: a suspended write is parked, and the submitter goes on.
 
 use std::fs;
-use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 use blockcow_engine::driver::{ContainerPlace, Request};
 use blockcow_engine::geometry::ByteRange;
-use blockcow_engine::storage::{Storage, ThrottledStorage};
 
 use crate::rig::{Chance, PATIENCE, Rig, assert_same, finish, folder_in_memory};
 
@@ -17,15 +15,8 @@ fn one_thread_submits_more_than_fits_and_is_never_made_to_wait() {
     let mut chance = Chance::new(1);
     let rig = Rig::file(folder_in_memory(), BLOCKS * 4096, &mut chance);
     let driver = rig.driver();
-    let mut throttle = None;
-    let mut spec = rig.spec();
+    let (mut spec, throttle) = rig.stalled_spec();
     spec.container = ContainerPlace::Memory(16 * 4096);
-    spec.destination = spec.destination.decorate(|storage| {
-        let stalled = Arc::new(ThrottledStorage::new(storage, u64::MAX));
-        stalled.stall();
-        throttle = Some(stalled.clone());
-        stalled as Arc<dyn Storage>
-    });
     let before = rig.bytes();
     let backup = driver.prepare(spec).unwrap();
     driver.cut(&backup, PATIENCE).unwrap();
@@ -42,7 +33,7 @@ fn one_thread_submits_more_than_fits_and_is_never_made_to_wait() {
         driver.submit(request, Box::new(move |outcome| sender.send((block, outcome)).unwrap()));
     }
     assert!(backup.status().suspended_now > BLOCKS / 4, "{:?}", backup.status());
-    throttle.unwrap().resume();
+    throttle.resume();
     let mut completed = vec![0; BLOCKS as usize];
     for _ in 0..BLOCKS {
         let (block, outcome) = receiver.recv_timeout(PATIENCE).unwrap();

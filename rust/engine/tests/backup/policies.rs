@@ -10,7 +10,7 @@ use blockcow_engine::driver::{ContainerPlace, Spec};
 use blockcow_engine::error::ErrorKind;
 use blockcow_engine::geometry::ByteRange;
 use blockcow_engine::state::State;
-use blockcow_engine::storage::{Fault, FaultStorage, MemoryStorage, Operation, Storage, ThrottledStorage};
+use blockcow_engine::storage::{Fault, FaultStorage, MemoryStorage, Operation, ThrottledStorage};
 
 use crate::door::{Calls, Door};
 use crate::rig::{Chance, PATIENCE, Rig, assert_same, finish, folder_in_memory};
@@ -19,16 +19,9 @@ const SIZE: u64 = 16 << 20;
 
 /// A spec whose destination stands still until resumed, with a short deadline.
 fn stalled(rig: &Rig, fail_write: bool) -> (Spec, Arc<ThrottledStorage>) {
-    let mut throttle = None;
-    let mut spec = rig.spec();
+    let (mut spec, throttle) = rig.stalled_spec();
     spec.policy = Policy { cbw_timeout: Duration::from_millis(300), fail_write };
-    spec.destination = spec.destination.decorate(|storage| {
-        let stalled = Arc::new(ThrottledStorage::new(storage, u64::MAX));
-        stalled.stall();
-        throttle = Some(stalled.clone());
-        stalled as Arc<dyn Storage>
-    });
-    (spec, throttle.unwrap())
+    (spec, throttle)
 }
 
 /// Writes backwards through the device, away from the sweep, until a write fails or all are done.

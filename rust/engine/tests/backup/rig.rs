@@ -12,7 +12,7 @@ use blockcow_engine::destination::{Destination, manifest_path_for};
 use blockcow_engine::driver::{ContainerPlace, Driver, Listing, Spec};
 use blockcow_engine::error::ErrorKind;
 use blockcow_engine::state::State;
-use blockcow_engine::storage::{Access, FileStorage, Storage};
+use blockcow_engine::storage::{Access, FileStorage, Storage, ThrottledStorage};
 use tempfile::TempDir;
 
 use crate::disks::{self, Loop};
@@ -124,6 +124,19 @@ impl Rig {
             limit_read: None,
             identity: BTreeMap::new(),
         }
+    }
+
+    /// The same before a destination that stands still until it is resumed.
+    pub fn stalled_spec(&self) -> (Spec, Arc<ThrottledStorage>) {
+        let mut throttle = None;
+        let mut spec = self.spec();
+        spec.destination = spec.destination.decorate(|storage| {
+            let stalled = Arc::new(ThrottledStorage::new(storage, u64::MAX));
+            stalled.stall();
+            throttle = Some(stalled.clone());
+            stalled
+        });
+        (spec, throttle.expect("the destination was decorated"))
     }
 
     pub fn driver(&self) -> Arc<Driver> {
