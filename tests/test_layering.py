@@ -60,6 +60,7 @@ def python_imports(file: str, text: str) -> set[str]:
 
 TREES: dict[str, Callable[[str, str], set[str]]] = {
     "rust/engine/src": rust_imports,
+    "rust/frontends/src": rust_imports,
     "rust/bindings/src": rust_imports,
     PACKAGE: python_imports,
 }

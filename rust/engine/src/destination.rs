@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::ByteRange;
 use crate::manifest::Manifest;
 use crate::partial::{PartialFile, folder_of, refuse_among_devices, remove_durably};
-use crate::storage::{Access, FileStorage, Storage};
+use crate::storage::{Access, FileStorage, Storage, Zeroing};
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
 
 const ROLE: ErrorKind = ErrorKind::Destination;
@@ -152,7 +152,7 @@ impl Destination {
     /// `Destination`.
     pub fn zero(&self, range: ByteRange) -> Result<()> {
         if self.file.is_none() {
-            self.storage.zero(range).map_err(|e| self.failed("write zeroes", &e).at(range.start))?;
+            self.storage.zero(range, Zeroing::ANY).map_err(|e| self.failed("write zeroes", &e).at(range.start))?;
         }
         self.zeroed.fetch_add(range.len(), Ordering::Relaxed);
         Ok(())

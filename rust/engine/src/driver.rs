@@ -21,7 +21,7 @@ use crate::flights::Flights;
 use crate::geometry::ByteRange;
 use crate::round::Round;
 use crate::state::Life;
-use crate::storage::Storage;
+use crate::storage::{Storage, Zeroing};
 use crate::sync::{Arc, Mutex};
 use crate::waiter::{Outcome, Parker, Waiter, wake_all};
 use passage::{Passage, Passed};
@@ -94,7 +94,7 @@ impl Driver {
     /// As [`Driver::write`].
     pub fn zero(&self, offset: u64, length: u64) -> Result<()> {
         let bytes = self.range("zero on the device", offset, length)?;
-        self.passing(bytes, || self.device.zero(bytes), "zero on the device")
+        self.passing(bytes, || self.device.zero(bytes, Zeroing::ANY), "zero on the device")
     }
 
     /// Discards a range; a write like any other.
@@ -112,6 +112,15 @@ impl Driver {
     /// `Device` with the device's own error.
     pub fn flush(&self) -> Result<()> {
         self.device.sync().map_err(|error| device_error("flush the device", &error))
+    }
+
+    /// The first stretch at or after `from` that may hold data; `None`: only a hole follows. A write like any other may
+    /// change that at once.
+    ///
+    /// # Errors
+    /// `Device` with the device's own error.
+    pub fn next_data(&self, from: u64) -> Result<Option<ByteRange>> {
+        self.device.next_data(from).map_err(|error| device_error("look for holes in the device", &error).at(from))
     }
 
     /// Cancels the backup under way, if any, and waits until no write is in flight. For closing the device.

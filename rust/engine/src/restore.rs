@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::ByteRange;
 use crate::partial::PartialFile;
 use crate::scan::{Image, Sink};
-use crate::storage::{Access, FileStorage, Storage};
+use crate::storage::{Access, FileStorage, Storage, Zeroing};
 use crate::sync::{AtomicU64, Ordering};
 use crate::verify::{Findings, VerifyReport};
 use crate::zeroes::data_runs;
@@ -154,7 +154,7 @@ impl Target {
 
     fn zero(&self, range: ByteRange) -> Result<()> {
         if self.created.is_none() {
-            self.storage.zero(range).map_err(|e| self.failed("write zeroes", &e).at(range.start))?;
+            self.storage.zero(range, Zeroing::ANY).map_err(|e| self.failed("write zeroes", &e).at(range.start))?;
         }
         self.zeroed.fetch_add(range.len(), Ordering::Relaxed);
         Ok(())

@@ -33,6 +33,20 @@ impl Alignment {
     pub const NONE: Self = Self { offset: 1, memory: 1 };
 }
 
+/// How a range may come to read as zeroes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Zeroing {
+    /// Its space stays allocated, so that later writes cannot run out of it; else it may be given back.
+    pub keep_space: bool,
+    /// Only if that is quicker than writing zeroes; else `io::ErrorKind::Unsupported`, and the range is as it was.
+    pub fast: bool,
+}
+
+impl Zeroing {
+    /// However it comes about.
+    pub const ANY: Self = Self { keep_space: false, fast: false };
+}
+
 /// A place of fixed size that holds bytes. Safe to use from many threads; transfers are whole or an error.
 ///
 /// Every method accepts every range inside the storage; ranges that fit `alignment` are served without a copy.
@@ -50,7 +64,7 @@ pub trait Storage: Send + Sync {
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
 
     /// Makes the range read as zeroes.
-    fn zero(&self, range: ByteRange) -> io::Result<()>;
+    fn zero(&self, range: ByteRange, how: Zeroing) -> io::Result<()>;
 
     /// Tells the storage that the contents of the range are not needed; what it reads as afterwards is its own affair.
     fn discard(&self, range: ByteRange) -> io::Result<()>;

@@ -1,5 +1,6 @@
 //! Requests of front-ends without a thread of their own: a write that must wait is parked, and a small crew resumes it.
 
+use std::borrow::Cow;
 use std::io;
 use std::thread;
 
@@ -9,6 +10,7 @@ use super::passage::{Passage, Passed};
 use super::{Driver, device_error};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::ByteRange;
+use crate::storage::Zeroing;
 use crate::sync::{Arc, Mutex};
 use crate::waiter::{Outcome, Waiter};
 
@@ -16,21 +18,31 @@ use crate::waiter::{Outcome, Waiter};
 const CREW: usize = 2;
 
 /// A write of some kind.
-pub enum Request {
-    /// Write the bytes at the offset.
-    Write(Vec<u8>, u64),
+pub enum Request<'a> {
+    /// Write the bytes at the offset. Borrowed bytes are copied only if the write must be parked.
+    Write(Cow<'a, [u8]>, u64),
     /// Make the range read as zeroes.
-    Zero(ByteRange),
+    Zero(ByteRange, Zeroing),
     /// Discard the range.
     Discard(ByteRange),
+}
+
+impl Request<'_> {
+    fn into_owned(self) -> Request<'static> {
+        match self {
+            Self::Write(data, offset) => Request::Write(Cow::Owned(data.into_owned()), offset),
+            Self::Zero(range, how) => Request::Zero(range, how),
+            Self::Discard(range) => Request::Discard(range),
+        }
+    }
 }
 
 /// Called once with the request's outcome, on the submitting thread or on one of the crew's. Must not block.
 pub type Completion = Box<dyn FnOnce(Result<()>) + Send>;
 
-struct Parked {
+struct Parked<'a> {
     driver: Arc<Driver>,
-    request: Request,
+    request: Request<'a>,
     completion: Completion,
     passage: Passage,
 }
@@ -38,10 +50,10 @@ struct Parked {
 impl Driver {
     /// Does a write without ever making the caller wait for a backup: if it must be held or suspended it is parked, and
     /// completed later. Otherwise its I/O is done before this returns.
-    pub fn submit(self: &Arc<Self>, request: Request, completion: Completion) {
+    pub fn submit(self: &Arc<Self>, request: Request<'_>, completion: Completion) {
         let range = match &request {
             Request::Write(data, offset) => self.range("write to the device", *offset, data.len() as u64),
-            Request::Zero(range) => self.range("zero on the device", range.start, range.len()),
+            Request::Zero(range, _) => self.range("zero on the device", range.start, range.len()),
             Request::Discard(range) => self.range("discard on the device", range.start, range.len()),
         };
         match range {
@@ -54,27 +66,24 @@ impl Driver {
         }
     }
 
-    fn perform(&self, request: &Request) -> Result<()> {
+    fn perform(&self, request: &Request<'_>) -> Result<()> {
         let (work, operation, offset): (&dyn Fn() -> io::Result<()>, _, _) = match request {
             Request::Write(data, offset) => (&|| self.device.write_at(data, *offset), "write to the device", *offset),
-            Request::Zero(range) => (&|| self.device.zero(*range), "zero on the device", range.start),
+            Request::Zero(range, how) => (&|| self.device.zero(*range, *how), "zero on the device", range.start),
             Request::Discard(range) => (&|| self.device.discard(*range), "discard on the device", range.start),
         };
         self.fly(work).map_err(|error| device_error(operation, &error).at(offset))
     }
 }
 
-impl Parked {
+impl Parked<'_> {
     fn resume(self) {
         let driver = self.driver.clone();
         let passage = self.passage.clone();
         let mut slot = Some(self);
         let passed = driver.pass(passage, |passage| {
             let since = passage.since();
-            let mut parked = slot.take();
-            if let Some(parked) = &mut parked {
-                parked.passage = passage;
-            }
+            let parked = slot.take().map(|parked| parked.into_owned(passage));
             Waiter::request(since, Box::new(move |outcome| parked.into_iter().for_each(|parked| parked.woken(outcome))))
         });
         let Some(Self { request, completion, .. }) = slot else { return };
@@ -85,6 +94,12 @@ impl Parked {
         }
     }
 
+    fn into_owned(self, passage: Passage) -> Parked<'static> {
+        Parked { driver: self.driver, request: self.request.into_owned(), completion: self.completion, passage }
+    }
+}
+
+impl Parked<'static> {
     /// Called by whoever wakes the waiter, who has other things to do: the crew takes it from here.
     fn woken(self, outcome: Outcome) {
         let driver = self.driver.clone();

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Alignment, Storage};
+use super::{Alignment, Storage, Zeroing};
 use crate::geometry::ByteRange;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
 
@@ -108,9 +108,9 @@ impl Storage for FaultStorage {
         self.inner.write_at(buf, offset)
     }
 
-    fn zero(&self, range: ByteRange) -> io::Result<()> {
+    fn zero(&self, range: ByteRange, how: Zeroing) -> io::Result<()> {
         self.pass(Operation::Zero, Some(range))?;
-        self.inner.zero(range)
+        self.inner.zero(range, how)
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::{Alignment, Storage, check_range, lock};
+use super::{Alignment, Storage, Zeroing, check_range, lock};
 use crate::buffer::AlignedBuf;
 use crate::geometry::ByteRange;
 use crate::sync::{Mutex, RwLock};
@@ -66,6 +66,12 @@ impl FileStorage {
     /// The smallest piece, in bytes, that the device writes at once; for a file what direct I/O needs, or 512.
     pub fn logical_block(&self) -> u64 {
         self.logical_block
+    }
+
+    /// The descriptors behind it: one for buffered I/O, which carries the lock, and one for direct I/O where there is one.
+    /// Another process that is given both can stand in with [`FileStorage::adopt`].
+    pub fn descriptors(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
+        (self.buffered.as_fd(), self.direct.as_ref().map(AsFd::as_fd))
     }
 
     /// Allocates all of the file's space, so that writes cannot run out of it later.
@@ -192,8 +198,8 @@ impl Storage for FileStorage {
         write_full(&self.buffered, last, tail.start, 1)
     }
 
-    fn zero(&self, range: ByteRange) -> io::Result<()> {
-        self.zero_range(check_range(self.size, range.start, range.len())?)
+    fn zero(&self, range: ByteRange, how: Zeroing) -> io::Result<()> {
+        self.zero_range(check_range(self.size, range.start, range.len())?, how)
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Alignment, Storage, check_range};
+use super::{Alignment, Storage, Zeroing, check_range};
 use crate::geometry::ByteRange;
 use crate::sync::RwLock;
 
@@ -50,7 +50,7 @@ impl Storage for MemoryStorage {
         Ok(())
     }
 
-    fn zero(&self, range: ByteRange) -> io::Result<()> {
+    fn zero(&self, range: ByteRange, _how: Zeroing) -> io::Result<()> {
         let range = check_range(self.size, range.start, range.len())?;
         self.bytes.write()[range.start as usize..range.end as usize].fill(0);
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Alignment, Storage, check_range};
+use super::{Alignment, Storage, Zeroing, check_range};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::ByteRange;
 use crate::sync::Arc;
@@ -54,8 +54,8 @@ impl Storage for SectionStorage {
         self.inner.write_at(buf, range.start + self.range.start)
     }
 
-    fn zero(&self, range: ByteRange) -> io::Result<()> {
-        self.inner.zero(self.translate(range)?)
+    fn zero(&self, range: ByteRange, how: Zeroing) -> io::Result<()> {
+        self.inner.zero(self.translate(range)?, how)
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {

@@ -5,7 +5,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::{Alignment, Storage};
+use super::{Alignment, Storage, Zeroing};
 use crate::geometry::ByteRange;
 use crate::sync::{Arc, Condvar, Mutex};
 
@@ -79,8 +79,8 @@ impl Storage for ThrottledStorage {
         self.inner.write_at(buf, offset)
     }
 
-    fn zero(&self, range: ByteRange) -> io::Result<()> {
-        self.inner.zero(range)
+    fn zero(&self, range: ByteRange, how: Zeroing) -> io::Result<()> {
+        self.inner.zero(range, how)
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {

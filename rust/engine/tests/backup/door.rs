@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 
 use blockcow_engine::geometry::ByteRange;
-use blockcow_engine::storage::{Alignment, Operation, Storage};
+use blockcow_engine::storage::{Alignment, Operation, Storage, Zeroing};
 
 /// Calls of one kind that lie inside a range.
 #[derive(Clone, Copy, PartialEq)]
@@ -85,8 +85,8 @@ impl Storage for Door {
         self.inner.write_at(buf, offset)
     }
 
-    fn zero(&self, range: ByteRange) -> io::Result<()> {
-        self.inner.zero(range)
+    fn zero(&self, range: ByteRange, how: Zeroing) -> io::Result<()> {
+        self.inner.zero(range, how)
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {

@@ -9,7 +9,7 @@ use blockcow_engine::backup::SWEEPERS;
 use blockcow_engine::driver::ContainerPlace;
 use blockcow_engine::events::What;
 use blockcow_engine::geometry::ByteRange;
-use blockcow_engine::storage::{Alignment, Operation, Storage, ThrottledStorage};
+use blockcow_engine::storage::{Alignment, Operation, Storage, ThrottledStorage, Zeroing};
 
 use crate::door::{Calls, Door};
 use crate::rig::{Chance, PATIENCE, Rig, assert_same, create, finish, folder_in_memory};
@@ -44,8 +44,8 @@ impl Storage for Recorder {
         self.inner.write_at(buf, offset)
     }
 
-    fn zero(&self, range: ByteRange) -> io::Result<()> {
-        self.inner.zero(range)
+    fn zero(&self, range: ByteRange, how: Zeroing) -> io::Result<()> {
+        self.inner.zero(range, how)
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {

@@ -5,6 +5,7 @@ use std::sync::mpsc::channel;
 
 use blockcow_engine::driver::{ContainerPlace, Request};
 use blockcow_engine::geometry::ByteRange;
+use blockcow_engine::storage::Zeroing;
 
 use crate::rig::{Chance, PATIENCE, Rig, assert_same, finish, folder_in_memory};
 
@@ -26,8 +27,8 @@ fn one_thread_submits_more_than_fits_and_is_never_made_to_wait() {
         let sender = sender.clone();
         let range = ByteRange { start: block * 4096, end: (block + 1) * 4096 };
         let request = match block % 3 {
-            0 => Request::Zero(range),
-            _ => Request::Write(vec![block as u8; 4096], range.start),
+            0 => Request::Zero(range, Zeroing::ANY),
+            _ => Request::Write(vec![block as u8; 4096].into(), range.start),
         };
         // All of these return although the destination stands still and the container is full.
         driver.submit(request, Box::new(move |outcome| sender.send((block, outcome)).unwrap()));
@@ -57,7 +58,7 @@ fn held_requests_are_parked_too() {
     let (sender, receiver) = channel();
     let hold = driver.hold(PATIENCE).unwrap();
     let before = rig.bytes();
-    driver.submit(Request::Write(vec![1; 512], 0), Box::new(move |outcome| sender.send(outcome).unwrap()));
+    driver.submit(Request::Write(vec![1; 512].into(), 0), Box::new(move |outcome| sender.send(outcome).unwrap()));
     assert!(receiver.try_recv().is_err(), "it waits");
     assert_same(&rig.bytes(), &before, "the device during the hold");
     hold.release();
@@ -70,8 +71,10 @@ fn a_request_outside_the_device_fails_and_harms_nothing() {
     let rig = Rig::file(folder_in_memory(), 1 << 20, &mut Chance::new(3));
     let driver = rig.driver();
     let (sender, receiver) = channel();
-    driver
-        .submit(Request::Write(vec![1; 513], (1 << 20) - 512), Box::new(move |outcome| sender.send(outcome).unwrap()));
+    driver.submit(
+        Request::Write(vec![1; 513].into(), (1 << 20) - 512),
+        Box::new(move |outcome| sender.send(outcome).unwrap()),
+    );
     let error = receiver.recv_timeout(PATIENCE).unwrap().unwrap_err();
     assert_eq!(error.offset, Some((1 << 20) - 512));
 }

@@ -13,7 +13,7 @@ use blockcow_engine::driver::{Driver, Spec};
 use blockcow_engine::error::ErrorKind;
 use blockcow_engine::geometry::ByteRange;
 use blockcow_engine::state::State;
-use blockcow_engine::storage::{Alignment, Storage, ThrottledStorage};
+use blockcow_engine::storage::{Alignment, Storage, ThrottledStorage, Zeroing};
 
 use crate::rig::{Chance, PATIENCE, Rig, assert_same, finish, folder_in_memory};
 
@@ -88,8 +88,8 @@ impl Storage for Sparse {
         self.inner.write_at(buf, offset)
     }
 
-    fn zero(&self, range: ByteRange) -> io::Result<()> {
-        self.inner.zero(range)
+    fn zero(&self, range: ByteRange, how: Zeroing) -> io::Result<()> {
+        self.inner.zero(range, how)
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {

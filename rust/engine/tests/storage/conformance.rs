@@ -9,7 +9,7 @@ use blockcow_engine::buffer::AlignedBuf;
 use blockcow_engine::error::ErrorKind;
 use blockcow_engine::geometry::ByteRange;
 use blockcow_engine::storage::{
-    Access, Alignment, FaultStorage, FileStorage, MemoryStorage, SectionStorage, Storage, ThrottledStorage,
+    Access, Alignment, FaultStorage, FileStorage, MemoryStorage, SectionStorage, Storage, ThrottledStorage, Zeroing,
 };
 use proptest::prelude::RngExt;
 use proptest::test_runner::{RngAlgorithm, TestRng};
@@ -93,7 +93,7 @@ fn step(rng: &mut TestRng, storage: &dyn Storage, stripe: &mut Stripe, noise: &[
             expected.copy_from_slice(&buf[shift..]);
         }
         9..13 => {
-            storage.zero(range).unwrap();
+            storage.zero(range, Zeroing::ANY).unwrap();
             expected.fill(0);
         }
         13..15 => {
@@ -149,7 +149,7 @@ fn refuses_what_lies_outside(storage: &dyn Storage) {
         storage.read_at(&mut [0; 2], size - 1),
         storage.write_at(&[0; 2], size - 1),
         storage.write_at(&[0; 2], u64::MAX),
-        storage.zero(outside),
+        storage.zero(outside, Zeroing::ANY),
         storage.discard(outside),
     ];
     for result in results {
@@ -158,7 +158,7 @@ fn refuses_what_lies_outside(storage: &dyn Storage) {
     let nothing = ByteRange { start: size, end: size };
     storage.read_at(&mut [], size).unwrap();
     storage.write_at(&[], size).unwrap();
-    storage.zero(nothing).unwrap();
+    storage.zero(nothing, Zeroing::ANY).unwrap();
     storage.discard(nothing).unwrap();
     assert_eq!(storage.next_data(size).unwrap(), None);
 }
@@ -225,7 +225,7 @@ fn section_of_memory_conforms_and_stays_inside() {
     whole.write_at(&[7; 1 << 20], 0).unwrap();
     let range = ByteRange { start: 1001, end: 900_002 };
     let section = SectionStorage::new(whole.clone(), range).unwrap();
-    section.zero(ByteRange { start: 0, end: section.size() }).unwrap();
+    section.zero(ByteRange { start: 0, end: section.size() }, Zeroing::ANY).unwrap();
     conform(&section, 10);
     let bytes = whole.snapshot();
     let outside = [&bytes[..range.start as usize], &bytes[range.end as usize..]].concat();
@@ -278,7 +278,7 @@ fn section_between_sectors_of_a_file_conforms() {
     let whole: Arc<dyn Storage> = Arc::new(file);
     for (seed, start) in [(13, 1001), (14, 1 << 20)] {
         let section = SectionStorage::new(whole.clone(), ByteRange { start, end: size - 33 }).unwrap();
-        section.zero(ByteRange { start: 0, end: section.size() }).unwrap();
+        section.zero(ByteRange { start: 0, end: section.size() }, Zeroing::ANY).unwrap();
         assert_eq!(section.alignment() == Alignment::NONE, start == 1001);
         conform(&section, seed);
     }
@@ -318,7 +318,7 @@ fn a_byte_written_meanwhile_takes_nothing_else_back() {
         let kept = (1..500).all(|round| {
             let value = if round % 2 == 0 { 0 } else { (round % 200) as u8 };
             buf.fill(value);
-            if value == 0 { storage.zero(sector) } else { storage.write_at(&buf, sector.start) }.unwrap();
+            if value == 0 { storage.zero(sector, Zeroing::ANY) } else { storage.write_at(&buf, sector.start) }.unwrap();
             storage.read_at(&mut buf, sector.start).unwrap();
             buf[1..].iter().all(|byte| *byte == value)
         });

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use blockcow_engine::geometry::ByteRange;
-use blockcow_engine::storage::{Fault, FaultStorage, MemoryStorage, Operation, Storage, ThrottledStorage};
+use blockcow_engine::storage::{Fault, FaultStorage, MemoryStorage, Operation, Storage, ThrottledStorage, Zeroing};
 
 const ALL: [Operation; 5] = [Operation::Read, Operation::Write, Operation::Zero, Operation::Discard, Operation::Sync];
 
@@ -15,7 +15,7 @@ fn call(storage: &dyn Storage, operation: Operation, offset: u64) -> io::Result<
     match operation {
         Operation::Read => storage.read_at(&mut [0; 512], offset),
         Operation::Write => storage.write_at(&[1; 512], offset),
-        Operation::Zero => storage.zero(range),
+        Operation::Zero => storage.zero(range, Zeroing::ANY),
         Operation::Discard => storage.discard(range),
         Operation::Sync => storage.sync(),
     }
@@ -56,7 +56,7 @@ fn a_fault_keeps_to_its_range_its_start_and_its_number() {
     assert_eq!(answers(0), None);
     assert_eq!(answers(5000), None);
     assert_eq!(answers(4096), None, "the first that touches it passes");
-    memory.zero(ByteRange { start: 0, end: 8192 }).unwrap();
+    memory.zero(ByteRange { start: 0, end: 8192 }, Zeroing::ANY).unwrap();
     assert_eq!(answers(4096), Some(libc::ENOSPC));
     assert_eq!(answers(4999), Some(libc::ENOSPC));
     assert!(memory.snapshot().iter().all(|byte| *byte == 0), "a write that failed changes nothing");

@@ -10,17 +10,22 @@ use rustix::io::{Errno, retry_on_intr};
 use super::{FileStorage, PIECE, pieces};
 use crate::buffer::AlignedBuf;
 use crate::geometry::ByteRange;
-use crate::storage::Storage;
+use crate::storage::{Storage, Zeroing};
 
 const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
 const ZERO: FallocateFlags = FallocateFlags::ZERO_RANGE.union(FallocateFlags::KEEP_SIZE);
 const BLKDISCARD: rustix::ioctl::Opcode = rustix::ioctl::opcode::none(0x12, 119);
 
 impl FileStorage {
-    pub(super) fn zero_range(&self, range: ByteRange) -> io::Result<()> {
+    pub(super) fn zero_range(&self, range: ByteRange, how: Zeroing) -> io::Result<()> {
         let inner = range.shrink_to(self.granule);
-        if inner.is_empty() || !(self.allocate_as(ZERO, inner)? || self.allocate_as(PUNCH, inner)?) {
-            return self.write_zeroes(range);
+        if inner.is_empty() || !self.zero_units(inner, how)? {
+            // Less than a unit is written in no time.
+            return if how.fast && !inner.is_empty() {
+                Err(io::ErrorKind::Unsupported.into())
+            } else {
+                self.write_zeroes(range)
+            };
         }
         self.write_zeroes(ByteRange { start: range.start, end: inner.start })?;
         self.write_zeroes(ByteRange { start: inner.end, end: range.end })
@@ -39,6 +44,18 @@ impl FileStorage {
             Err(Errno::OPNOTSUPP) => Ok(()),
             result => Ok(result?),
         }
+    }
+
+    /// Whether whole units could be made zero without data sent. The kernel zeroes a block device that keeps its space by
+    /// writing, if it must, and does not say so: that is not fast.
+    fn zero_units(&self, units: ByteRange, how: Zeroing) -> io::Result<bool> {
+        if !how.keep_space && self.allocate_as(PUNCH, units)? {
+            return Ok(true);
+        }
+        if how.fast && self.block_device {
+            return Ok(false);
+        }
+        self.allocate_as(ZERO, units)
     }
 
     /// Whether the file system or device knows how to; `false` leaves the range as it was.

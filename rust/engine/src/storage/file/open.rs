@@ -37,7 +37,20 @@ impl FileStorage {
         if block_device && access == Access::ReadWrite && is_read_only(&buffered).map_err(fail)? {
             return Err(read_only(role, operation));
         }
-        hold(buffered, access, block_device, role, &operation)
+        hold(buffered, None, access, block_device, role, &operation)
+    }
+
+    /// Stands in for another process that had it open for reading and writing, with the descriptors that
+    /// [`FileStorage::descriptors`] gave there. The lock, which belongs to them, stays as it is.
+    ///
+    /// # Errors
+    /// `role` if the descriptors are not of an open file or block device.
+    pub fn adopt(buffered: OwnedFd, direct: Option<OwnedFd>, role: ErrorKind) -> Result<Self> {
+        let operation = "take over the descriptors of a storage";
+        let fail = |error: Errno| os_error(role, operation, error);
+        let mode = rustix::fs::fstat(&buffered).map_err(fail)?.st_mode;
+        let block_device = FileType::from_raw_mode(mode) == FileType::BlockDevice;
+        hold(buffered, direct, Access::ReadWrite, block_device, role, operation)
     }
 
     /// Creates and holds a regular file of `size` bytes, all zero, that only its owner may read. `role` as in `open`.
@@ -51,7 +64,7 @@ impl FileStorage {
         let buffered = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(fail)?;
         let made = rustix::fs::ftruncate(&buffered, size)
             .map_err(fail)
-            .and_then(|()| hold(buffered, Access::ReadWrite, false, role, &operation));
+            .and_then(|()| hold(buffered, None, Access::ReadWrite, false, role, &operation));
         made.map_err(|error| match rustix::fs::unlink(path) {
             Ok(()) => error,
             Err(left) => error.hint(&format!("the empty file is left behind ({left})")),
@@ -61,6 +74,7 @@ impl FileStorage {
 
 fn hold(
     buffered: OwnedFd,
+    direct: Option<OwnedFd>,
     access: Access,
     block_device: bool,
     role: ErrorKind,
@@ -73,9 +87,10 @@ fn hold(
     let sector =
         if block_device { Some(u64::from(rustix::fs::ioctl_blksszget(&buffered).map_err(fail)?)) } else { None };
     let offered = direct_alignment(&buffered, sector).map_err(fail)?;
-    let direct = match offered {
-        Some(_) => open_direct(&buffered, access).map_err(fail)?,
-        None => None,
+    let direct = match (offered, direct) {
+        (Some(_), None) => open_direct(&buffered, access).map_err(fail)?,
+        (Some(_), opened) => opened,
+        (None, _) => None,
     };
     let alignment = offered.filter(|_| direct.is_some()).unwrap_or(Alignment::NONE);
     let page = rustix::param::page_size() as u64;

@@ -1,0 +1,1 @@
+//! FUSE: one file, mounted on a file, in front of a driver.
