@@ -36,11 +36,21 @@ impl Device {
         self.driver.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The driver, for a front-end. The device stays held until the front-end lets go of it, even if it is closed here.
+    #[allow(dead_code, reason = "the front-ends' classes use it")]
+    pub(crate) fn share_driver(&self) -> Result<Arc<Driver>> {
+        self.driver().clone().ok_or_else(|| self.closed())
+    }
+
+    fn closed(&self) -> Error {
+        Error::new(ErrorKind::State, format!("use {}", self.path.display()), "the device is closed")
+    }
+
     /// Runs an operation on the open device without the GIL.
     fn with<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&Arc<Driver>) -> Result<T> + Send) -> PyResult<T> {
         detached(py, || match &*self.driver() {
             Some(driver) => work(driver),
-            None => Err(Error::new(ErrorKind::State, format!("use {}", self.path.display()), "the device is closed")),
+            None => Err(self.closed()),
         })
     }
 

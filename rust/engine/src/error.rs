@@ -88,7 +88,7 @@ impl Error {
             kind,
             operation: operation.into(),
             offset: None,
-            errno: source.raw_os_error(),
+            errno: source.raw_os_error().or_else(|| number_of(source.kind())),
             reason: source.to_string(),
         }
     }
@@ -106,6 +106,11 @@ impl Error {
         self.reason = format!("{}; {advice}", self.reason);
         self
     }
+}
+
+/// The number for the one kind that callers tell apart and that storages report without the kernel.
+fn number_of(kind: io::ErrorKind) -> Option<i32> {
+    (kind == io::ErrorKind::Unsupported).then_some(libc::EOPNOTSUPP)
 }
 
 impl fmt::Display for Error {

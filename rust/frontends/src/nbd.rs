@@ -1,1 +1,3 @@
 //! NBD: the protocol's vocabulary, a server in front of drivers, and a client that is a storage.
+
+pub mod protocol;
