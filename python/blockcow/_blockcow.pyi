@@ -86,9 +86,9 @@ class Device:
         dest: str,
         manifest: str,
         dest_overwrite: bool,
-        container_kind: Literal["file", "block", "section", "memory"],
+        container_kind: Literal["file", "block", "sections", "memory"],
         container_path: str | None,
-        container_offset: int,
+        container_sections: Sequence[tuple[int, int]],
         container_bytes: int,
         staging_bytes: int,
         capacity_bytes: int,
@@ -102,8 +102,9 @@ class Device:
     ) -> Backup:
         """Creates a backup: opens the container and the destination, allocates memory, lists the blocks.
 
-        ``container_bytes`` 0 means the whole block device. ``ranges`` are (offset, length) pairs and replace the list
-        of all blocks less holes. ``identity`` is recorded in the manifest as given.
+        ``container_sections`` are (offset, length) pairs on the device, for the kind ``sections``. ``container_bytes``
+        0 means the whole block device. ``ranges`` are (offset, length) pairs and replace the list of all blocks less
+        holes. ``identity`` is recorded in the manifest as given.
         """
 
 @final

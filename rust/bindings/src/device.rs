@@ -7,7 +7,6 @@ use blockcow_engine::Policy;
 use blockcow_engine::destination::Destination;
 use blockcow_engine::driver::{Driver, Listing, Spec};
 use blockcow_engine::error::{Error, ErrorKind};
-use blockcow_engine::geometry::ByteRange;
 use blockcow_engine::storage::{Access, FileStorage, Storage};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
@@ -15,7 +14,7 @@ use pyo3::types::PyBytes;
 use std::collections::BTreeMap;
 
 use crate::backup::{Backup, duration};
-use crate::container::Description;
+use crate::container::{Description, byte_ranges};
 use crate::error::{detached, raise};
 
 /// See the stub.
@@ -153,8 +152,8 @@ impl Device {
         });
     }
 
-    #[pyo3(signature = (*, dest, manifest, dest_overwrite, container_kind, container_path, container_offset,
-        container_bytes, staging_bytes, capacity_bytes, drain_bytes, block_size, cbw_timeout, fail_write, limit_read,
+    #[pyo3(signature = (*, dest, manifest, dest_overwrite, container_kind, container_path,
+        container_sections, container_bytes, staging_bytes, capacity_bytes, drain_bytes, block_size, cbw_timeout, fail_write, limit_read,
         ranges, identity))]
     #[allow(clippy::too_many_arguments, reason = "one keyword argument for each thing a backup is made from")]
     fn _prepare(
@@ -165,7 +164,7 @@ impl Device {
         dest_overwrite: bool,
         container_kind: String,
         container_path: Option<PathBuf>,
-        container_offset: u64,
+        container_sections: Vec<(u64, u64)>,
         container_bytes: u64,
         staging_bytes: u64,
         capacity_bytes: u64,
@@ -180,15 +179,13 @@ impl Device {
         let description = Description {
             kind: container_kind,
             path: container_path,
-            offset: container_offset,
+            sections: container_sections,
             bytes: container_bytes,
         };
         let backup = self.with(py, move |driver| {
             let cbw_timeout = duration(cbw_timeout)?;
             let listing = match ranges {
-                Some(pairs) => Listing::Ranges(
-                    pairs.into_iter().map(|(offset, length)| ByteRange::at(offset, length)).collect::<Result<_>>()?,
-                ),
+                Some(pairs) => Listing::Ranges(byte_ranges(&pairs)?),
                 None => Listing::Device,
             };
             let container = description.open()?;

@@ -29,7 +29,7 @@ pub enum ErrorKind {
     Mismatch,
     /// A suspended write, or the cut, waited longer than it may.
     Timeout,
-    /// A program wrote into the section of the device that holds the container.
+    /// A program wrote into the part of the device that holds the container.
     Trespass,
     /// The backup was cancelled.
     Cancelled,
