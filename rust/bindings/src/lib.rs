@@ -16,6 +16,7 @@ fn _blockcow(module: &Bound<'_, PyModule>) -> PyResult<()> {
     error::register(module)?;
     module.add_class::<device::Device>()?;
     module.add_class::<backup::Backup>()?;
+    module.add_function(wrap_pyfunction!(backup::cut_together, module)?)?;
     module.add_function(wrap_pyfunction!(image::verify, module)?)?;
     module.add_function(wrap_pyfunction!(image::restore, module)?)?;
     module.add_function(wrap_pyfunction!(image::read_manifest, module)?)
