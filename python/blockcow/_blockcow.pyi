@@ -20,6 +20,7 @@ __all__ = [
     "ExistsError",
     "ManifestError",
     "MismatchError",
+    "NbdServer",
     "NotFoundError",
     "StateError",
     "TimeoutExpired",
@@ -94,9 +95,9 @@ class Device:
         dest: str,
         manifest: str,
         dest_overwrite: bool,
-        container_kind: Literal["file", "block", "section", "memory"],
+        container_kind: Literal["file", "block", "sections", "memory"],
         container_path: str | None,
-        container_offset: int,
+        container_sections: Sequence[tuple[int, int]],
         container_bytes: int,
         staging_bytes: int,
         capacity_bytes: int,
@@ -110,8 +111,9 @@ class Device:
     ) -> Backup:
         """Creates a backup: opens the container and the destination, allocates memory, lists the blocks.
 
-        ``container_bytes`` 0 means the whole block device. ``ranges`` are (offset, length) pairs and replace the list
-        of all blocks less holes. ``identity`` is recorded in the manifest as given.
+        ``container_sections`` are (offset, length) pairs on the device, for the kind ``sections``. ``container_bytes``
+        0 means the whole block device. ``ranges`` are (offset, length) pairs and replace the list of all blocks less
+        holes. ``identity`` is recorded in the manifest as given.
         """
 
 @final
@@ -136,6 +138,25 @@ class Backup:
 def cut_together(backups: Sequence[Backup], timeout: float) -> float:
     """One cut for backups of several devices: all hold, all are armed, all go on. Returns the seconds for which writes
     were held. If anything fails, all of the backups are cancelled."""
+
+@final
+class NbdServer:
+    """Serves devices to NBD clients on threads of its own, which never touch Python.
+
+    There is no TLS and no password: whoever can reach a socket can read and write. A device stays held until the server
+    is closed, even if the device is closed before.
+    """
+
+    def __new__(cls, exports: Sequence[tuple[str, Device]]) -> NbdServer:
+        """``exports`` are names and devices; the first is also the default export, whose name is empty."""
+    def serve(self, listener_fd: int) -> None:
+        """Accepts clients from a listening stream socket, unix or TCP. The descriptor is duplicated, not taken; its
+        socket becomes non-blocking. May be called for several sockets."""
+    def connections(self) -> int:
+        """How many clients are connected now."""
+    def close(self) -> None:
+        """Accepts nobody any more, answers the requests that were received, for at most five seconds, and ends all
+        connections. Idempotent."""
 
 def verify(image: str, manifest: str, progress: Callable[[int, int], object] | None = None) -> dict[str, Any]:
     """Compares an image with its manifest. Returns ``bytes``, ``digest`` and ``damaged``: offsets of the damaged

@@ -8,7 +8,6 @@ use blockcow_engine::Policy;
 use blockcow_engine::destination::Destination;
 use blockcow_engine::driver::{Driver, Listing, Spec};
 use blockcow_engine::error::{Error, ErrorKind};
-use blockcow_engine::geometry::ByteRange;
 use blockcow_engine::storage::{Access, FileStorage, Storage};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
@@ -16,7 +15,7 @@ use pyo3::types::PyBytes;
 use std::collections::BTreeMap;
 
 use crate::backup::{Backup, duration};
-use crate::container::Description;
+use crate::container::{Description, byte_ranges};
 use crate::error::{detached, raise};
 
 /// See the stub.
@@ -40,11 +39,24 @@ impl Device {
         self.driver.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The driver, for a front-end. The device stays held until the front-end lets go of it, even if it is closed here.
+    pub(crate) fn share_driver(&self) -> Result<Arc<Driver>> {
+        self.driver().clone().ok_or_else(|| self.closed())
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn closed(&self) -> Error {
+        Error::new(ErrorKind::State, format!("use {}", self.path.display()), "the device is closed")
+    }
+
     /// Runs an operation on the open device without the GIL.
     fn with<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&Arc<Driver>) -> Result<T> + Send) -> PyResult<T> {
         detached(py, || match &*self.driver() {
             Some(driver) => work(driver),
-            None => Err(Error::new(ErrorKind::State, format!("use {}", self.path.display()), "the device is closed")),
+            None => Err(self.closed()),
         })
     }
 
@@ -159,8 +171,8 @@ impl Device {
         });
     }
 
-    #[pyo3(signature = (*, dest, manifest, dest_overwrite, container_kind, container_path, container_offset,
-        container_bytes, staging_bytes, capacity_bytes, drain_bytes, block_size, cbw_timeout, fail_write, limit_read,
+    #[pyo3(signature = (*, dest, manifest, dest_overwrite, container_kind, container_path,
+        container_sections, container_bytes, staging_bytes, capacity_bytes, drain_bytes, block_size, cbw_timeout, fail_write, limit_read,
         ranges, identity))]
     #[allow(clippy::too_many_arguments, reason = "one keyword argument for each thing a backup is made from")]
     fn _prepare(
@@ -171,7 +183,7 @@ impl Device {
         dest_overwrite: bool,
         container_kind: String,
         container_path: Option<PathBuf>,
-        container_offset: u64,
+        container_sections: Vec<(u64, u64)>,
         container_bytes: u64,
         staging_bytes: u64,
         capacity_bytes: u64,
@@ -186,15 +198,13 @@ impl Device {
         let description = Description {
             kind: container_kind,
             path: container_path,
-            offset: container_offset,
+            sections: container_sections,
             bytes: container_bytes,
         };
         let backup = self.with(py, move |driver| {
             let cbw_timeout = duration(cbw_timeout)?;
             let listing = match ranges {
-                Some(pairs) => Listing::Ranges(
-                    pairs.into_iter().map(|(offset, length)| ByteRange::at(offset, length)).collect::<Result<_>>()?,
-                ),
+                Some(pairs) => Listing::Ranges(byte_ranges(&pairs)?),
                 None => Listing::Device,
             };
             let container = description.open()?;

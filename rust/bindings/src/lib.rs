@@ -8,6 +8,7 @@ mod container;
 mod device;
 mod error;
 mod image;
+mod nbd;
 
 /// Devices, backups, verify and restore.
 #[pymodule]
@@ -17,6 +18,7 @@ fn _blockcow(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<device::Device>()?;
     module.add_class::<backup::Backup>()?;
     module.add_function(wrap_pyfunction!(backup::cut_together, module)?)?;
+    module.add_class::<nbd::NbdServer>()?;
     module.add_function(wrap_pyfunction!(image::verify, module)?)?;
     module.add_function(wrap_pyfunction!(image::restore, module)?)?;
     module.add_function(wrap_pyfunction!(image::read_manifest, module)?)

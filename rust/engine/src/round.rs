@@ -132,7 +132,7 @@ impl Round {
     /// container is under way, so that the write stays.
     pub(crate) fn trespassed(&self, bytes: ByteRange) {
         let reason =
-            "a program wrote into the section of the device that holds the container; use a section that nothing uses";
+            "a program wrote into the part of the device that holds the container; use one that nothing else uses";
         self.end(State::Broken, Error::new(ErrorKind::Trespass, "copy before write", reason).at(bytes.start));
         self.container.seal();
     }
@@ -159,7 +159,7 @@ impl Round {
     fn let_go(&self) {
         wake_all(self.gate.close());
         self.container.close();
-        // Waits for the container's write in flight, which may hang; by now only writes into its section depend on that.
+        // Waits for the container's write in flight, which may hang; by now only writes into its place depend on that.
         if self.gate.has_reserved() {
             self.container.seal();
         }
@@ -232,7 +232,7 @@ impl Round {
         self.watching.load(Ordering::Acquire)
     }
 
-    /// A program is about to write before the cut: into a hole, and that is listed; into the container's section, and
+    /// A program is about to write before the cut: into a hole, and that is listed; into the container's place, and
     /// that ends the backup.
     pub(crate) fn watched(&self, bytes: ByteRange) {
         let blocks = self.geometry.blocks_touched(bytes);

@@ -13,7 +13,7 @@ use crate::copied::{CopiedMap, words_for};
 use crate::destination::Destination;
 use crate::digest::DigestTable;
 use crate::error::{Error, ErrorKind, Result};
-use crate::gate::{Gate, Limits};
+use crate::gate::{Gate, Limits, Reserved};
 use crate::geometry::{BlockRange, ByteRange, Geometry};
 use crate::list::BlockList;
 use crate::round::{Policy, Round};
@@ -33,8 +33,8 @@ pub enum ContainerPlace {
     Memory(u64),
     /// On a storage of its own.
     Storage(Arc<dyn Storage>),
-    /// On a section of the device, whose whole blocks are taken off the list.
-    Section(ByteRange),
+    /// On sections of the device, one behind the other. Their whole blocks are taken off the list, and only those are used.
+    Sections(Vec<ByteRange>),
 }
 
 /// What is backed up.
@@ -119,7 +119,9 @@ impl Driver {
             self.watch(&round)?;
         }
         make_list(&round, spec.listing)?;
-        round.unlist(reserved);
+        for &run in round.gate.reserved() {
+            round.unlist(run);
+        }
         Ok(backup)
     }
 
@@ -131,7 +133,7 @@ impl Driver {
         Err(Error::new(ErrorKind::State, "prepare the backup", reason))
     }
 
-    /// From now on the writes of programs are seen: into holes, so that they are listed, and into the container's section.
+    /// From now on the writes of programs are seen: into holes, so that they are listed, and into the container's place.
     fn watch(&self, round: &Arc<Round>) -> Result<()> {
         let _hold = self.hold(WATCH_HOLD)?;
         // Another may have begun to watch while this one waited for its hold.
@@ -141,33 +143,23 @@ impl Driver {
     }
 
     /// The container's log, its blocks on the device, and its slots.
-    fn container_of(&self, geometry: Geometry, place: ContainerPlace) -> Result<(Option<Log>, BlockRange, u32)> {
-        let nowhere = BlockRange::at(0, 0);
+    fn container_of(&self, geometry: Geometry, place: ContainerPlace) -> Result<(Option<Log>, Reserved, u32)> {
         let block = geometry.block_size() as usize;
         match place {
             ContainerPlace::Memory(bytes) => match blocks_in(geometry, bytes) {
                 0 => Err(too_small(bytes, geometry)),
-                slots => Ok((None, nowhere, slots)),
+                slots => Ok((None, Reserved::none(), slots)),
             },
             ContainerPlace::Storage(storage) => {
                 let log = Log::new(storage, block)?;
                 let slots = log.slots();
-                Ok((Some(log), nowhere, slots))
+                Ok((Some(log), Reserved::none(), slots))
             }
-            ContainerPlace::Section(section) => {
-                if section.end > geometry.device_bytes() {
-                    let reason =
-                        format!("the section ends at {}, the device at {}", section.end, geometry.device_bytes());
-                    return Err(Error::new(ErrorKind::Invalid, "container", reason));
-                }
-                let blocks = geometry.blocks_inside(section);
-                let bytes = geometry.bytes_of(blocks);
-                if bytes.len() < geometry.block_size() {
-                    return Err(too_small(section.len(), geometry));
-                }
-                let log = Log::new(Arc::new(SectionStorage::new(self.device.clone(), bytes)?), block)?;
+            ContainerPlace::Sections(sections) => {
+                let (sections, reserved) = whole_blocks(geometry, &sections)?;
+                let log = Log::new(Arc::new(SectionStorage::new(self.device.clone(), &sections)?), block)?;
                 let slots = log.slots();
-                Ok((Some(log), blocks, slots))
+                Ok((Some(log), reserved, slots))
             }
         }
     }
@@ -176,6 +168,35 @@ impl Driver {
         let whole = ByteRange { start: 0, end: self.size() };
         Ok(next_data(&*self.device, 0)? != Some(whole))
     }
+}
+
+/// What of the sections the container may use, so that no slot lies across a border: whole blocks, in the same order.
+fn whole_blocks(geometry: Geometry, sections: &[ByteRange]) -> Result<(Vec<ByteRange>, Reserved)> {
+    let invalid = |reason: String, at: u64| Err(Error::new(ErrorKind::Invalid, "container", reason).at(at));
+    let mut whole = Vec::with_capacity(sections.len());
+    let mut runs = Vec::with_capacity(sections.len());
+    for section in sections {
+        if section.start > section.end || section.end > geometry.device_bytes() {
+            let reason = format!("the section ends at {}, the device at {}", section.end, geometry.device_bytes());
+            return invalid(reason, section.start);
+        }
+        // Not the device's short last block: the slots behind it would lie askew.
+        let bytes = section.shrink_to(geometry.block_size());
+        if !bytes.is_empty() {
+            whole.push(bytes);
+            runs.push(geometry.blocks_inside(bytes));
+        }
+    }
+    if whole.is_empty() {
+        return Err(too_small(sections.iter().map(|section| section.len()).sum(), geometry));
+    }
+    let count = |runs: &[BlockRange]| runs.iter().map(|run| u64::from(run.len())).sum::<u64>();
+    let named = count(&runs);
+    let reserved = Reserved::new(runs);
+    if count(reserved.runs()) != named {
+        return invalid("its sections overlap".into(), whole[0].start);
+    }
+    Ok((whole, reserved))
 }
 
 fn next_data(device: &dyn Storage, from: u64) -> Result<Option<ByteRange>> {
@@ -216,7 +237,7 @@ fn blocks_in(geometry: Geometry, bytes: u64) -> u32 {
 }
 
 fn too_small(bytes: u64, geometry: Geometry) -> Error {
-    let reason = format!("{bytes} bytes do not hold one block of {} bytes", geometry.block_size());
+    let reason = format!("{bytes} bytes do not hold one whole block of {} bytes", geometry.block_size());
     Error::new(ErrorKind::Invalid, "container size", reason)
 }
 

@@ -224,12 +224,33 @@ fn section_of_memory_conforms_and_stays_inside() {
     let whole = Arc::new(MemoryStorage::new(1 << 20));
     whole.write_at(&[7; 1 << 20], 0).unwrap();
     let range = ByteRange { start: 1001, end: 900_002 };
-    let section = SectionStorage::new(whole.clone(), range).unwrap();
+    let section = SectionStorage::new(whole.clone(), &[range]).unwrap();
     section.zero(ByteRange { start: 0, end: section.size() }, Zeroing::ANY).unwrap();
     conform(&section, 10);
     let bytes = whole.snapshot();
     let outside = [&bytes[..range.start as usize], &bytes[range.end as usize..]].concat();
     assert!(outside.iter().all(|byte| *byte == 7));
+}
+
+#[test]
+fn sections_one_behind_the_other_conform_and_stay_inside() {
+    let whole = Arc::new(MemoryStorage::new(1 << 20));
+    whole.write_at(&[7; 1 << 20], 0).unwrap();
+    // In no order, one of a byte, one empty, and two that touch.
+    let ranges = [(700_000, 900_002), (1001, 300_000), (5, 6), (400, 400), (300_000, 300_512)];
+    let ranges = ranges.map(|(start, end)| ByteRange { start, end });
+    let sections = SectionStorage::new(whole.clone(), &ranges).unwrap();
+    assert_eq!(sections.size(), ranges.iter().map(|range| range.len()).sum::<u64>());
+    sections.zero(ByteRange { start: 0, end: sections.size() }, Zeroing::ANY).unwrap();
+    let expected = conform(&sections, 15);
+    let mut bytes = whole.snapshot();
+    let joined: Vec<u8> =
+        ranges.iter().flat_map(|range| bytes[range.start as usize..range.end as usize].to_vec()).collect();
+    assert!(joined == expected, "each byte lies where its section says");
+    for range in ranges {
+        bytes[range.start as usize..range.end as usize].fill(7);
+    }
+    assert!(bytes.iter().all(|byte| *byte == 7), "nothing else was written");
 }
 
 #[test]
@@ -277,7 +298,7 @@ fn section_between_sectors_of_a_file_conforms() {
     let size = file.size();
     let whole: Arc<dyn Storage> = Arc::new(file);
     for (seed, start) in [(13, 1001), (14, 1 << 20)] {
-        let section = SectionStorage::new(whole.clone(), ByteRange { start, end: size - 33 }).unwrap();
+        let section = SectionStorage::new(whole.clone(), &[ByteRange { start, end: size - 33 }]).unwrap();
         section.zero(ByteRange { start: 0, end: section.size() }, Zeroing::ANY).unwrap();
         assert_eq!(section.alignment() == Alignment::NONE, start == 1001);
         conform(&section, seed);
