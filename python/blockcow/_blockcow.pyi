@@ -27,6 +27,7 @@ __all__ = [
     "TimeoutExpired",
     "TrespassError",
     "__version__",
+    "cut_together",
     "read_manifest",
     "restore",
     "verify",
@@ -60,7 +61,9 @@ class StateError(BlockcowError): ...
 class Device:
     """A block device or image file, held exclusively, that blockcow stands in front of. Safe from many threads."""
 
-    def __new__(cls, path: str, *, read_only: bool = False) -> Self: ...
+    def __new__(cls, path: str, *, read_only: bool = False, descriptors: Sequence[int] | None = None) -> Self:
+        """Opens the device; or, given what `descriptors` was in another process, stands in for that process: the
+        descriptors are duplicated, and their lock stays as it is."""
     @property
     def path(self) -> str: ...
     @property
@@ -74,6 +77,12 @@ class Device:
     def read_only(self) -> bool: ...
     @property
     def state(self) -> Literal["passing", "holding", "backing-up"]: ...
+    def descriptors(self) -> list[int]:
+        """The open descriptors behind it, for a process that keeps them alive. They stay the device's own."""
+    def counters(self) -> dict[str, int]:
+        """What programs asked of the device since it was opened: ``read_requests``, ``read_bytes``, ``read_errors``,
+        the same for ``write``, ``zero``, ``discard`` and ``flush``; ``suspended_us`` in all, and ``suspended_le_N``:
+        writes that were suspended for at most N microseconds (``inf``: all)."""
     def pread(self, length: int, offset: int) -> bytes: ...
     def pwrite(self, data: Buffer, offset: int) -> int: ...
     def flush(self) -> None: ...
@@ -126,6 +135,10 @@ class Backup:
     def block_map(self, cells: int) -> list[tuple[int, int, int, int]]:
         """For each of ``cells`` equal stretches of the device: blocks still to do, in the container, copied before
         write and gone to the destination, copied by the sweep. Blocks off the list are not counted."""
+
+def cut_together(backups: Sequence[Backup], timeout: float) -> float:
+    """One cut for backups of several devices: all hold, all are armed, all go on. Returns the seconds for which writes
+    were held. If anything fails, all of the backups are cancelled."""
 
 @final
 class FuseExport:

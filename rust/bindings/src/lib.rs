@@ -19,6 +19,7 @@ fn _blockcow(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<device::Device>()?;
     module.add_class::<backup::Backup>()?;
     module.add_class::<fuse::FuseExport>()?;
+    module.add_function(wrap_pyfunction!(backup::cut_together, module)?)?;
     module.add_class::<nbd::NbdServer>()?;
     module.add_function(wrap_pyfunction!(image::verify, module)?)?;
     module.add_function(wrap_pyfunction!(image::restore, module)?)?;
