@@ -20,6 +20,7 @@ __all__ = [
     "ExistsError",
     "ManifestError",
     "MismatchError",
+    "NbdServer",
     "NotFoundError",
     "StateError",
     "TimeoutExpired",
@@ -127,6 +128,25 @@ class Backup:
     def block_map(self, cells: int) -> list[tuple[int, int, int, int]]:
         """For each of ``cells`` equal stretches of the device: blocks still to do, in the container, copied before
         write and gone to the destination, copied by the sweep. Blocks off the list are not counted."""
+
+@final
+class NbdServer:
+    """Serves devices to NBD clients on threads of its own, which never touch Python.
+
+    There is no TLS and no password: whoever can reach a socket can read and write. A device stays held until the server
+    is closed, even if the device is closed before.
+    """
+
+    def __new__(cls, exports: Sequence[tuple[str, Device]]) -> NbdServer:
+        """``exports`` are names and devices; the first is also the default export, whose name is empty."""
+    def serve(self, listener_fd: int) -> None:
+        """Accepts clients from a listening stream socket, unix or TCP. The descriptor is duplicated, not taken; its
+        socket becomes non-blocking. May be called for several sockets."""
+    def connections(self) -> int:
+        """How many clients are connected now."""
+    def close(self) -> None:
+        """Accepts nobody any more, answers the requests that were received, for at most five seconds, and ends all
+        connections. Idempotent."""
 
 def verify(image: str, manifest: str, progress: Callable[[int, int], object] | None = None) -> dict[str, Any]:
     """Compares an image with its manifest. Returns ``bytes``, ``digest`` and ``damaged``: offsets of the damaged

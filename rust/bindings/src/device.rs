@@ -37,9 +37,12 @@ impl Device {
     }
 
     /// The driver, for a front-end. The device stays held until the front-end lets go of it, even if it is closed here.
-    #[allow(dead_code, reason = "the front-ends' classes use it")]
     pub(crate) fn share_driver(&self) -> Result<Arc<Driver>> {
         self.driver().clone().ok_or_else(|| self.closed())
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only
     }
 
     fn closed(&self) -> Error {

@@ -8,6 +8,7 @@ mod container;
 mod device;
 mod error;
 mod image;
+mod nbd;
 
 /// Devices, backups, verify and restore.
 #[pymodule]
@@ -16,6 +17,7 @@ fn _blockcow(module: &Bound<'_, PyModule>) -> PyResult<()> {
     error::register(module)?;
     module.add_class::<device::Device>()?;
     module.add_class::<backup::Backup>()?;
+    module.add_class::<nbd::NbdServer>()?;
     module.add_function(wrap_pyfunction!(image::verify, module)?)?;
     module.add_function(wrap_pyfunction!(image::restore, module)?)?;
     module.add_function(wrap_pyfunction!(image::read_manifest, module)?)

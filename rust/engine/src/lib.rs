@@ -19,7 +19,7 @@ pub mod manifest;
 mod partial;
 pub mod restore;
 mod round;
-mod scan;
+pub mod scan;
 mod slab;
 pub mod state;
 mod stats;

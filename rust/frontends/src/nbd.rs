@@ -1,3 +1,4 @@
 //! NBD: the protocol's vocabulary, a server in front of drivers, and a client that is a storage.
 
 pub mod protocol;
+pub mod server;
