@@ -61,8 +61,9 @@ def origin_of(path: str, own_mounts: Sequence[str]) -> int:
         kinds = " and ".join(FILE_SYSTEMS)
         reason = f"it lies in {mount.filesystem}, where a file does not keep its place; that needs {kinds}"
         raise _failure(path, f"{reason}. Choose a place outside the device, or memory:256M")
-    folder = sysfs.folder_of(mount.device)
-    return _offset(folder)
+    if "data=journal" in mount.options:
+        raise _failure(path, "its file system is mounted with data=journal, so data have two places; choose another")
+    return _offset(sysfs.folder_of(mount.device))
 
 
 def _offset(folder: Path) -> int:
