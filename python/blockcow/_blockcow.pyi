@@ -18,6 +18,7 @@ __all__ = [
     "Device",
     "DeviceError",
     "ExistsError",
+    "FuseExport",
     "ManifestError",
     "MismatchError",
     "NbdServer",
@@ -26,6 +27,7 @@ __all__ = [
     "TimeoutExpired",
     "TrespassError",
     "__version__",
+    "cut_together",
     "read_manifest",
     "restore",
     "verify",
@@ -59,7 +61,9 @@ class StateError(BlockcowError): ...
 class Device:
     """A block device or image file, held exclusively, that blockcow stands in front of. Safe from many threads."""
 
-    def __new__(cls, path: str, *, read_only: bool = False) -> Self: ...
+    def __new__(cls, path: str, *, read_only: bool = False, descriptors: Sequence[int] | None = None) -> Self:
+        """Opens the device; or, given what `descriptors` was in another process, stands in for that process: the
+        descriptors are duplicated, and their lock stays as it is."""
     @property
     def path(self) -> str: ...
     @property
@@ -73,6 +77,12 @@ class Device:
     def read_only(self) -> bool: ...
     @property
     def state(self) -> Literal["passing", "holding", "backing-up"]: ...
+    def descriptors(self) -> list[int]:
+        """The open descriptors behind it, for a process that keeps them alive. They stay the device's own."""
+    def counters(self) -> dict[str, int]:
+        """What programs asked of the device since it was opened: ``read_requests``, ``read_bytes``, ``read_errors``,
+        the same for ``write``, ``zero``, ``discard`` and ``flush``; ``suspended_us`` in all, and ``suspended_le_N``:
+        writes that were suspended for at most N microseconds (``inf``: all)."""
     def pread(self, length: int, offset: int) -> bytes: ...
     def pwrite(self, data: Buffer, offset: int) -> int: ...
     def flush(self) -> None: ...
@@ -128,6 +138,45 @@ class Backup:
     def block_map(self, cells: int) -> list[tuple[int, int, int, int]]:
         """For each of ``cells`` equal stretches of the device: blocks still to do, in the container, copied before
         write and gone to the destination, copied by the sweep. Blocks off the list are not counted."""
+
+def cut_together(backups: Sequence[Backup], timeout: float) -> float:
+    """One cut for backups of several devices: all hold, all are armed, all go on. Returns the seconds for which writes
+    were held. If anything fails, all of the backups are cancelled."""
+
+@final
+class FuseExport:
+    """A device as one file, served by FUSE on threads of its own, which never touch Python.
+
+    The file outlives this object and this process: it ends with `close`, with an unmount, or when every descriptor of
+    it is closed. A device stays held until its file is closed, even if the device is closed before.
+    """
+
+    @staticmethod
+    def mount(device: Device, mountpoint: str, *, threads: int = 4, allow_other: bool = True) -> FuseExport:
+        """Mounts the device on a regular file, whose permission bits and owner the file takes.
+
+        Without root this needs ``fusermount3``. Where the machine does not let this user share mounts, ``allow_other``
+        is left out.
+        """
+    @staticmethod
+    def adopt(device: Device, descriptors: Sequence[int], note: str) -> FuseExport:
+        """Serves a file in the place of a process that is dead: what was in flight is done again.
+
+        Not before that process is gone. The descriptors are duplicated. Raises `StateError` where ``can_resend`` was
+        false: nobody can take over then; once all descriptors are closed, programs get errors.
+        """
+    def descriptors(self) -> list[int]:
+        """To be kept open by whoever wants to `adopt`: all of them, since each holds requests of its own."""
+    def note(self) -> str:
+        """What `adopt` needs beside the descriptors, as JSON."""
+    @property
+    def can_resend(self) -> bool:
+        """Whether the kernel can send again what was in flight when this process dies (Linux 6.9)."""
+    @property
+    def mountpoint(self) -> str: ...
+    def close(self, timeout: float = 30.0) -> None:
+        """Unmounts the file, if that has not been done, and ends its threads. Idempotent. Raises `BusyError` while a
+        program or a loop device has it open, and goes on then."""
 
 @final
 class NbdServer:

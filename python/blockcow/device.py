@@ -1,6 +1,7 @@
 """A device that a program opens and writes through blockcow. Reads and writes go straight to the extension."""
 
 import os
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -22,6 +23,11 @@ class Device(_blockcow.Device):
     def __new__(cls, path: str | os.PathLike[str], *, read_only: bool = False) -> Self:
         node = check_device(path)
         return super().__new__(cls, node.path, read_only=read_only)
+
+    @classmethod
+    def adopt(cls, path: str, descriptors: Sequence[int]) -> Self:
+        """Stands in for a process that has died or gives way, with its `descriptors`; the lock is theirs and stays."""
+        return super().__new__(cls, path, descriptors=descriptors)
 
     def backup(
         self, *, container: str | os.PathLike[str], dest: str | os.PathLike[str], **options: Unpack[Options]

@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use blockcow_engine::backup;
-use blockcow_engine::driver::Driver;
+use blockcow_engine::driver::{self, Driver};
 use blockcow_engine::error::{Error, ErrorKind};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -97,6 +97,24 @@ impl Backup {
         let cells = py.detach(|| self.backup.block_map(cells));
         cells.iter().map(|cell| (cell.to_do, cell.in_container, cell.copied_before_write, cell.swept)).collect()
     }
+}
+
+/// See the stub.
+#[pyfunction]
+pub fn cut_together(py: Python<'_>, backups: Vec<PyRef<'_, Backup>>, timeout: f64) -> PyResult<f64> {
+    let backups: Vec<&Backup> = backups.iter().map(|backup| &**backup).collect();
+    let held = detached(py, || {
+        let timeout = duration(timeout)?;
+        let closed = || Error::new(ErrorKind::State, "make the cut", "a device is closed");
+        let drivers: Vec<_> = backups
+            .iter()
+            .map(|backup| backup.driver.upgrade().ok_or_else(closed))
+            .collect::<Result<_, _>>()
+            .inspect_err(|_| backups.iter().for_each(|backup| backup.backup.cancel()))?;
+        let group: Vec<_> = drivers.iter().zip(&backups).map(|(driver, backup)| (&**driver, &backup.backup)).collect();
+        driver::cut_together(&group, timeout)
+    })?;
+    Ok(held.as_secs_f64())
 }
 
 /// A number of seconds that Python gave.

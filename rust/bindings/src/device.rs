@@ -1,7 +1,8 @@
 //! `Device`: a file or block device that is held exclusively, with the engine's driver in front of it.
 
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use blockcow_engine::Policy;
 use blockcow_engine::destination::Destination;
@@ -27,6 +28,8 @@ pub struct Device {
     read_only: bool,
     /// Operations hold this for reading; closing takes the driver out.
     driver: RwLock<Option<Arc<Driver>>>,
+    /// The same storage that the driver stands before, for its descriptors.
+    storage: Weak<FileStorage>,
 }
 
 type Result<T> = std::result::Result<T, Error>;
@@ -69,13 +72,29 @@ impl Device {
 #[pymethods]
 impl Device {
     #[new]
-    #[pyo3(signature = (path, *, read_only = false))]
-    fn new(py: Python<'_>, path: PathBuf, read_only: bool) -> PyResult<Self> {
+    #[pyo3(signature = (path, *, read_only = false, descriptors = None))]
+    fn new(py: Python<'_>, path: PathBuf, read_only: bool, descriptors: Option<Vec<RawFd>>) -> PyResult<Self> {
         let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
-        let storage = detached(py, || FileStorage::open(&path, access, ErrorKind::Device))?;
+        let storage = Arc::new(detached(py, || match descriptors {
+            None => FileStorage::open(&path, access, ErrorKind::Device),
+            Some(descriptors) => adopt(&descriptors),
+        })?);
         let (size, logical_block, direct) = (storage.size(), storage.logical_block(), storage.direct());
-        let driver = RwLock::new(Some(Driver::new(Arc::new(storage))));
-        Ok(Self { path, size, logical_block, direct, read_only, driver })
+        let weak = Arc::downgrade(&storage);
+        let driver = RwLock::new(Some(Driver::new(storage)));
+        Ok(Self { path, size, logical_block, direct, read_only, driver, storage: weak })
+    }
+
+    fn descriptors(&self, py: Python<'_>) -> PyResult<Vec<RawFd>> {
+        self.with(py, |_| {
+            let storage = self.storage.upgrade();
+            let (buffered, direct) = storage.as_ref().map(|storage| storage.descriptors()).unzip();
+            Ok(buffered.into_iter().chain(direct.flatten()).map(|descriptor| descriptor.as_raw_fd()).collect())
+        })
+    }
+
+    fn counters(&self, py: Python<'_>) -> PyResult<BTreeMap<String, u64>> {
+        self.with(py, |driver| Ok(driver.counters().named().into_iter().collect()))
     }
 
     #[getter]
@@ -206,5 +225,25 @@ impl Device {
             Ok(Backup::new(backup, driver))
         })?;
         Ok(backup)
+    }
+}
+
+/// A storage over duplicates of the descriptors that another process had.
+fn adopt(descriptors: &[RawFd]) -> Result<FileStorage> {
+    let operation = "take over the descriptors of a device";
+    let mut copies = Vec::new();
+    for &descriptor in descriptors {
+        if descriptor < 0 {
+            return Err(Error::new(ErrorKind::Invalid, operation, format!("{descriptor} is no descriptor")));
+        }
+        // SAFETY: it is borrowed only for the call of dup; a number that is not open gives EBADF.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
+        let copy = borrowed.try_clone_to_owned().map_err(|error| Error::io(ErrorKind::Device, operation, &error))?;
+        copies.push(copy);
+    }
+    let mut copies = copies.into_iter();
+    match (copies.next(), copies.next(), copies.next()) {
+        (Some(buffered), direct, None) => FileStorage::adopt(buffered, direct, ErrorKind::Device),
+        _ => Err(Error::new(ErrorKind::Invalid, operation, "give the one or two descriptors that were given away")),
     }
 }
