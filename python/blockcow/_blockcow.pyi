@@ -125,6 +125,9 @@ class Backup:
         """Makes the cut and starts the sweep; returns the seconds for which writes were held."""
     def wait(self, timeout: float | None = None) -> bool:
         """Waits for the end; ``False`` if the timeout came first. Never raises for a broken backup: see ``status``."""
+    @property
+    def at_rest(self) -> bool:
+        """Whether it has ended and none of its I/O is under way: then others may use its container's place."""
     def cancel(self) -> None: ...
     def raise_for_state(self) -> None:
         """Raises the first cause if the backup is broken or cancelled."""

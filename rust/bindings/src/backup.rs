@@ -59,6 +59,11 @@ impl Backup {
         }
     }
 
+    #[getter]
+    fn at_rest(&self, py: Python<'_>) -> bool {
+        py.detach(|| self.backup.at_rest())
+    }
+
     fn cancel(&self, py: Python<'_>) {
         py.detach(|| self.backup.cancel());
     }

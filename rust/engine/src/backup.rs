@@ -103,6 +103,11 @@ impl Backup {
         self.life.wait_for_clean_up(timeout.map(|timeout| Instant::now() + timeout))
     }
 
+    /// Whether it has ended and none of its I/O is under way; a place that its container used may be used by others.
+    pub fn at_rest(&self) -> bool {
+        self.life.wait(Some(Instant::now()), |_, cleaned_up| cleaned_up)
+    }
+
     /// Ends the backup, unless it has ended or is being published. Every suspended write goes through.
     pub fn cancel(&self) {
         let Some(round) = self.round() else { return };

@@ -86,7 +86,10 @@ pub trait Storage: Send + Sync {
 }
 
 /// The range `length` bytes from `offset`, if a storage of `size` bytes has it.
-fn check_range(size: u64, offset: u64, length: u64) -> io::Result<ByteRange> {
+///
+/// # Errors
+/// `InvalidInput` if it does not.
+pub fn check_range(size: u64, offset: u64, length: u64) -> io::Result<ByteRange> {
     match offset.checked_add(length) {
         Some(end) if end <= size => Ok(ByteRange { start: offset, end }),
         _ => {
