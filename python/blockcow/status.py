@@ -54,3 +54,5 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The first cause, when it is broken or cancelled."""
     events_dropped: int
     """Events that nobody read in time."""
+    worker_restarts: int = 0
+    """How often the daemon's worker was replaced while the backup was under way."""
