@@ -56,5 +56,3 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """How often the process that made the backup died and another went on with it."""
     events_dropped: int
     """Events that nobody read in time."""
-    worker_restarts: int = 0
-    """How often the daemon's worker was replaced while the backup was under way."""

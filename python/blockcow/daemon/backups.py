@@ -62,27 +62,26 @@ class _Kept(msgspec.Struct):
     inside: str | None
     restarts: int
     """Of the worker, when the backup began."""
-    parts: int
 
 
 class Part:
-    """The backup of one device."""
+    """The backup of one device. The plan is not known any more of one that had ended under an earlier worker."""
 
-    def __init__(self, plan: Plan, restarts_before: int, backup: Backup | None, last: Status | None = None) -> None:
-        self.plan, self.restarts_before, self.backup, self._last = plan, restarts_before, backup, last
+    def __init__(self, plan: Plan | None, backup: Backup | None, last: Status | None = None) -> None:
+        self.plan, self.backup, self._last = plan, backup, last
         self.kept_as: str | None = None
         self.inside: str | None = None
 
-    def status(self, restarts: int) -> Status:
+    def status(self) -> Status:
         """Its figures now."""
-        if self._last is not None:
-            return self._last
-        assert self.backup is not None
-        return msgspec.structs.replace(self.backup.status(), worker_restarts=restarts - self.restarts_before)
+        backup = self.backup
+        if self._last is not None or backup is None:
+            return self._last or _broken(self.plan, "it was never started", 0)
+        return backup.status()
 
-    def end(self, restarts: int) -> None:
+    def end(self) -> None:
         """Nothing changes any more."""
-        self._last = self.status(restarts)
+        self._last = self.status()
         self.backup = None
 
     @property
@@ -126,9 +125,9 @@ class Entry:
         """Whether every part has ended and been cleaned up."""
         return all(part.over for part in self.parts)
 
-    def status(self, restarts: int) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         """As `GET /backups/ID` answers."""
-        parts = [part.status(restarts) for part in self.parts]
+        parts = [part.status() for part in self.parts]
         states = [part.status for part in parts]
         order = ("broken", "cancelled", "active", "created", "complete")
         whole = next(state for state in order if state in states)
@@ -179,7 +178,7 @@ class Backups:
         parts: list[Part] = []
         try:
             for number, (device, plan) in enumerate(plans):
-                parts.append(self._prepare(name, number, len(plans), device, plan))
+                parts.append(self._prepare(name, number, device, plan))
         except BaseException:
             for part in parts:
                 self._discard(part)
@@ -204,7 +203,7 @@ class Backups:
         if len({(plan.consistency, plan.cbw_timeout) for plan in plans}) > 1:
             raise ValueError("devices that are cut together have one consistency and one cbw_timeout: give the same to all")
 
-    def _prepare(self, name: str, number: int, count: int, device: Device, plan: Plan) -> Part:
+    def _prepare(self, name: str, number: int, device: Device, plan: Plan) -> Part:
         inside = plan.container.path if plan.container.kind == "inside" else None
         self._record(plan, inside, present=True)
         try:
@@ -212,11 +211,11 @@ class Backups:
         except BaseException:
             self._record(plan, inside, present=False)
             raise
-        part = Part(plan, self.restarts, backup)
+        part = Part(plan, backup)
         part.inside, part.kept_as = inside, f"backup:{name}:{number}"
         try:
             descriptors, note = backup.kept()
-            kept = _Kept(name, device.path, plan, note, list(descriptors), inside, self.restarts, count)
+            kept = _Kept(name, device.path, plan, note, list(descriptors), inside, self.restarts)
             try:
                 self._store.store(part.kept_as, msgspec.json.encode(kept).decode(), list(descriptors.values()))
             finally:
@@ -289,11 +288,11 @@ class Backups:
         kept_descriptors = dict(zip(kept.names, self._store.items[item].descriptors, strict=True))
         try:
             inner = device._resume(kept_descriptors, kept.note)  # noqa: SLF001 - the extension's, for us
-            part = Part(kept.plan, kept.restarts, Backup(inner, kept.plan.device.path, kept.plan.dest, kept.inside))
+            part = Part(kept.plan, Backup(inner, kept.plan.device.path, kept.plan.dest, kept.inside))
         except Exception as error:  # whatever it is, programs go on
             cause = f"the worker died during the backup, and it cannot go on: {error}"
             log.exception("the backup %s is broken", kept.id)
-            part = Part(kept.plan, kept.restarts, None, _broken(kept.plan, cause, self.restarts - kept.restarts))
+            part = Part(kept.plan, None, _broken(kept.plan, cause, self.restarts - kept.restarts))
         part.kept_as, part.inside = item, kept.inside
         return part
 
@@ -320,8 +319,8 @@ class Backups:
             if not entry.cut_made and time.monotonic() - entry.began > _LEASE_SECONDS:
                 self.cancel(entry)
         backup.ended(None)
-        part.end(self.restarts)
-        if part.status(self.restarts).status != "complete":
+        part.end()
+        if part.status().status != "complete":
             self.cancel(entry)  # of a group all or none: a part that is broken breaks the others
         self._settle(entry)
 
@@ -330,7 +329,7 @@ class Backups:
         try:
             with self._lock:
                 if entry.over:
-                    note = msgspec.json.encode(entry.status(self.restarts)).decode()
+                    note = msgspec.json.encode(entry.status()).decode()
                     self._store.store(f"ended:{entry.id}", note)
                     for part in entry.parts:
                         self._let_go(part)
@@ -355,7 +354,7 @@ class Backups:
     def _remember(self, name: str, note: str) -> None:
         fields = msgspec.json.decode(note)
         statuses = [msgspec.convert(part, Status) for part in fields["parts"]]
-        entry = Entry(name, [_Past(status) for status in statuses])
+        entry = Entry(name, [Part(None, None, status) for status in statuses])
         entry.cut_made = True
         self._entries[name] = entry
 
@@ -369,13 +368,6 @@ class Backups:
             if inside is not None:
                 change(state.containers, inside)
             keep_state(self._served)
-
-
-class _Past(Part):
-    """A part of a backup that had ended under an earlier worker."""
-
-    def __init__(self, last: Status) -> None:
-        self._last, self.backup, self.kept_as, self.inside = last, None, None, None
 
 
 def _added(paths: list[str], path: str) -> None:

@@ -193,6 +193,11 @@ class Match:
     part: str | None
     """The partition that was named, where it was one."""
 
+    def busy(self, operation: str) -> BusyError:
+        """That it is attached already."""
+        advice = f"it is attached as {self.folder.name} already; 'blockcow detach {self.folder.name}' ends that"
+        return failure(BusyError, operation, advice)
+
 
 def match(name: str) -> Match | None:
     """The attached device that ``name`` means: its path, its loop device or a partition of that, its file, or the name of

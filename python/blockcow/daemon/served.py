@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import socket
+import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +16,13 @@ from urllib.parse import quote
 import msgspec
 
 from blockcow._blockcow import BlockcowError, BusyError, FuseExport, NbdServer
+from blockcow.daemon.errand import Errand, ask
 from blockcow.daemon.folders import Config, Place, RunFolder, State
 from blockcow.daemon.store import Store
 from blockcow.device import Device
-from blockcow.errors import failure
+from blockcow.errors import failure, rebuilt
 
 _UNMOUNT_SECONDS = 30.0
-_CONNECTION_GRACE = 1.0
 
 
 @dataclass
@@ -72,7 +73,7 @@ def begin(folder: RunFolder, config: Config, store: Store) -> Served:
         _choose_frontend(served)
         if served.state.frontend == "nbd" or config.listen is not None:
             _listen(served)
-        folder.write(served.state)
+        keep_state(served)
     except BaseException:
         abandon(served)
         raise
@@ -131,8 +132,6 @@ def _require_fuse() -> None:
 
 def _mount_all(served: Served) -> None:
     """A file for each device, and as root a loop device on it."""
-    from blockcow.daemon import errand  # noqa: PLC0415 - not while a new worker takes over: every millisecond counts
-
     served.state.frontend = "fuse"
     for number, (device, place) in enumerate(zip(served.devices, served.state.places, strict=True)):
         file = served.folder.path / f"file-{name_of(place.device, served.config.devices)}"
@@ -145,7 +144,7 @@ def _mount_all(served: Served) -> None:
         if os.geteuid() != 0:
             continue
         wanted = {"file": place.file, "sector": device.logical_block_size, "read_only": device.read_only}
-        made, descriptors = errand.ask("loop", wanted)
+        made, descriptors = ask("loop", wanted)
         place.loop = str(made["path"])
         served.store.store(f"loop:{number}", place.loop, descriptors, late=True)
         os.close(descriptors[0])
@@ -205,11 +204,9 @@ def _serve(served: Served) -> None:
 
 def end(served: Served) -> None:
     """Takes the front-ends away and lets the devices go, all written. Raises while somebody uses one; then all goes on."""
-    from blockcow.daemon import errand  # noqa: PLC0415 - as above
-
     for number, place in enumerate(served.state.places):
         if place.loop is not None:
-            _end_loop(served, number, place, errand.Errand("unloop", {"path": place.loop}))
+            _end_loop(served, number, place, Errand("unloop", {"path": place.loop}))
     if served.server is not None:
         served.server.close()
         served.server = None
@@ -222,10 +219,7 @@ def end(served: Served) -> None:
     _remove_names(served)
 
 
-def _end_loop(served: Served, number: int, place: Place, errand: "object") -> None:
-    from blockcow.daemon.errand import Errand  # noqa: PLC0415 - as above
-
-    assert isinstance(errand, Errand)
+def _end_loop(served: Served, number: int, place: Place, errand: Errand) -> None:
     try:
         errand.answer()
         served.store.drop(f"loop:{number}")
@@ -234,8 +228,6 @@ def _end_loop(served: Served, number: int, place: Place, errand: "object") -> No
         if "busy" in answer:
             served.store.store(f"loop:{number}", str(place.loop), descriptors, late=True)
             os.close(descriptors[0])
-            from blockcow.errors import rebuilt  # noqa: PLC0415
-
             raise rebuilt(answer["busy"])
     finally:
         errand.end()
@@ -258,8 +250,6 @@ def cut_off(served: Served) -> None:
 
 
 def _unmount_lazily(mountpoint: str) -> None:
-    import subprocess  # noqa: PLC0415 - as above
-
     command = ["umount", "--lazy", mountpoint] if os.geteuid() == 0 else ["fusermount3", "-u", "-z", mountpoint]
     subprocess.run(command, check=False, timeout=_UNMOUNT_SECONDS, stdin=subprocess.DEVNULL)
 
