@@ -1,11 +1,12 @@
 //! `Device`: a file or block device that is held exclusively, with the engine's driver in front of it.
 
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use blockcow_engine::Policy;
 use blockcow_engine::destination::Destination;
-use blockcow_engine::driver::{Driver, Listing, Spec};
+use blockcow_engine::driver::{Driver, Listing, Remains, Spec};
 use blockcow_engine::error::{Error, ErrorKind};
 use blockcow_engine::storage::{Access, FileStorage, Storage};
 use pyo3::buffer::PyBuffer;
@@ -27,6 +28,8 @@ pub struct Device {
     read_only: bool,
     /// Operations hold this for reading; closing takes the driver out.
     driver: RwLock<Option<Arc<Driver>>>,
+    /// The same storage that the driver stands before, for its descriptors.
+    storage: Weak<FileStorage>,
 }
 
 type Result<T> = std::result::Result<T, Error>;
@@ -69,13 +72,29 @@ impl Device {
 #[pymethods]
 impl Device {
     #[new]
-    #[pyo3(signature = (path, *, read_only = false))]
-    fn new(py: Python<'_>, path: PathBuf, read_only: bool) -> PyResult<Self> {
+    #[pyo3(signature = (path, *, read_only = false, descriptors = None))]
+    fn new(py: Python<'_>, path: PathBuf, read_only: bool, descriptors: Option<Vec<RawFd>>) -> PyResult<Self> {
         let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
-        let storage = detached(py, || FileStorage::open(&path, access, ErrorKind::Device))?;
+        let storage = Arc::new(detached(py, || match descriptors {
+            None => FileStorage::open(&path, access, ErrorKind::Device),
+            Some(descriptors) => adopt(&descriptors),
+        })?);
         let (size, logical_block, direct) = (storage.size(), storage.logical_block(), storage.direct());
-        let driver = RwLock::new(Some(Driver::new(Arc::new(storage))));
-        Ok(Self { path, size, logical_block, direct, read_only, driver })
+        let weak = Arc::downgrade(&storage);
+        let driver = RwLock::new(Some(Driver::new(storage)));
+        Ok(Self { path, size, logical_block, direct, read_only, driver, storage: weak })
+    }
+
+    fn descriptors(&self, py: Python<'_>) -> PyResult<Vec<RawFd>> {
+        self.with(py, |_| {
+            let storage = self.storage.upgrade();
+            let (buffered, direct) = storage.as_ref().map(|storage| storage.descriptors()).unzip();
+            Ok(buffered.into_iter().chain(direct.flatten()).map(|descriptor| descriptor.as_raw_fd()).collect())
+        })
+    }
+
+    fn counters(&self, py: Python<'_>) -> PyResult<BTreeMap<String, u64>> {
+        self.with(py, |driver| Ok(driver.counters().named().into_iter().collect()))
     }
 
     #[getter]
@@ -154,7 +173,7 @@ impl Device {
 
     #[pyo3(signature = (*, dest, manifest, dest_overwrite, container_kind, container_path,
         container_sections, container_bytes, staging_bytes, capacity_bytes, drain_bytes, block_size, cbw_timeout, fail_write, limit_read,
-        ranges, identity))]
+        ranges, identity, keep = false))]
     #[allow(clippy::too_many_arguments, reason = "one keyword argument for each thing a backup is made from")]
     fn _prepare(
         &self,
@@ -175,6 +194,7 @@ impl Device {
         limit_read: Option<u64>,
         ranges: Option<Vec<(u64, u64)>>,
         identity: BTreeMap<String, String>,
+        keep: bool,
     ) -> PyResult<Backup> {
         let description = Description {
             kind: container_kind,
@@ -202,9 +222,39 @@ impl Device {
                 policy: Policy { cbw_timeout, fail_write },
                 limit_read,
                 identity,
+                keep,
             })?;
             Ok(Backup::new(backup, driver))
         })?;
         Ok(backup)
+    }
+
+    fn _resume(&self, py: Python<'_>, kept: BTreeMap<String, RawFd>, note: String) -> PyResult<Backup> {
+        self.with(py, |driver| {
+            let copies = kept.into_iter().map(|(name, descriptor)| Ok((name, duplicate(descriptor)?)));
+            let remains = Remains::adopt(copies.collect::<Result<_>>()?, note, None, None)?;
+            Ok(Backup::new(driver.resume(remains)?, driver))
+        })
+    }
+}
+
+const TAKE_OVER: &str = "take over the descriptors of another process";
+
+fn duplicate(descriptor: RawFd) -> Result<OwnedFd> {
+    if descriptor < 0 {
+        return Err(Error::new(ErrorKind::Invalid, TAKE_OVER, format!("{descriptor} is no descriptor")));
+    }
+    // SAFETY: it is borrowed only for the call of dup; a number that is not open gives EBADF.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    borrowed.try_clone_to_owned().map_err(|error| Error::io(ErrorKind::Device, TAKE_OVER, &error))
+}
+
+/// A storage over duplicates of the descriptors that another process had.
+fn adopt(descriptors: &[RawFd]) -> Result<FileStorage> {
+    let mut copies =
+        descriptors.iter().map(|&descriptor| duplicate(descriptor)).collect::<Result<Vec<_>>>()?.into_iter();
+    match (copies.next(), copies.next(), copies.next()) {
+        (Some(buffered), direct, None) => FileStorage::adopt(buffered, direct, ErrorKind::Device),
+        _ => Err(Error::new(ErrorKind::Invalid, TAKE_OVER, "give the one or two descriptors that were given away")),
     }
 }

@@ -7,6 +7,7 @@ mod backup;
 mod container;
 mod device;
 mod error;
+mod fuse;
 mod image;
 mod nbd;
 
@@ -17,6 +18,8 @@ fn _blockcow(module: &Bound<'_, PyModule>) -> PyResult<()> {
     error::register(module)?;
     module.add_class::<device::Device>()?;
     module.add_class::<backup::Backup>()?;
+    module.add_class::<fuse::FuseExport>()?;
+    module.add_function(wrap_pyfunction!(backup::cut_together, module)?)?;
     module.add_class::<nbd::NbdServer>()?;
     module.add_function(wrap_pyfunction!(image::verify, module)?)?;
     module.add_function(wrap_pyfunction!(image::restore, module)?)?;
