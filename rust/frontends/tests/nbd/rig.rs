@@ -126,6 +126,7 @@ impl Rig {
             policy: Policy { cbw_timeout: PATIENCE, fail_write: false },
             limit_read: None,
             identity: BTreeMap::new(),
+            keep: false,
         };
         (spec, throttle.expect("the destination was decorated"))
     }
