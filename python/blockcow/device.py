@@ -49,12 +49,11 @@ class Device(_blockcow.Device):
         """Does everything that can fail or takes time before the cut. `Backup.kept` says what ``keep`` is for."""
         self.flush()
         place = plan.container
-        more = {"keep": True} if keep else {}
         if place.kind != "inside" or place.path is None:
-            return Backup(self._prepare(**plan.arguments(), **more), plan.device.path, plan.dest)
+            return Backup(self._prepare(**plan.arguments(), keep=keep), plan.device.path, plan.dest)
         inside = make(place.path, place.length, place.offset, self.pread)
         try:
-            inner = self._prepare(**plan.arguments(inside.sections), **more)
+            inner = self._prepare(**plan.arguments(inside.sections), keep=keep)
         except BaseException:
             clean(inside.path)
             raise

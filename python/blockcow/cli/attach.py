@@ -19,9 +19,15 @@ _TCP = re.compile(r"tcp://(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):(\d{1,5})")
 @click.argument("devices", nargs=-1, required=True, type=click.Path(readable=False))
 @click.option("--name", help="What the attached devices are called.  [default: the last part of the first path]")
 @click.option(
-    "--frontend", type=click.Choice(["auto", "fuse", "nbd"]), default="auto", show_default=True, help="How programs come."
+    "--frontend",
+    type=click.Choice(["auto", "fuse", "nbd"]),
+    default="auto",
+    show_default=True,
+    help="How programs come.",
 )
-@click.option("--listen", help="Where NBD clients connect: unix:PATH or tcp://127.0.0.1:PORT.  [default: in the run folder]")
+@click.option(
+    "--listen", help="Where NBD clients connect: unix:PATH or tcp://127.0.0.1:PORT.  [default: in the run folder]"
+)
 @click.option("--foreground", is_flag=True, help="Do not go to the background; SIGTERM detaches. For systemd.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def attach(
@@ -69,5 +75,3 @@ def _target(listen: str) -> str:
     if match.group(1) not in ("127.0.0.1", "localhost", "[::1]"):
         say("blockcow: warning: NBD has no password here: whoever reaches that address can read and write the devices")
     return listen
-
-

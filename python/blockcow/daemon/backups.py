@@ -64,10 +64,17 @@ class _Kept(msgspec.Struct):
     """Of the worker, when the backup began."""
 
 
-class Part:
-    """The backup of one device. The plan is not known any more of one that had ended under an earlier worker."""
+class _Ended(msgspec.Struct):
+    """The note on one part of a backup that has ended."""
 
-    def __init__(self, plan: Plan | None, backup: Backup | None, last: Status | None = None) -> None:
+    plan: Plan
+    status: Status
+
+
+class Part:
+    """The backup of one device."""
+
+    def __init__(self, plan: Plan, backup: Backup | None, last: Status | None = None) -> None:
         self.plan, self.backup, self._last = plan, backup, last
         self.kept_as: str | None = None
         self.inside: str | None = None
@@ -131,7 +138,14 @@ class Entry:
         states = [part.status for part in parts]
         order = ("broken", "cancelled", "active", "created", "complete")
         whole = next(state for state in order if state in states)
-        return {"id": self.id, "status": whole, "over": self.over, "parts": [msgspec.to_builtins(part) for part in parts]}
+        warnings = [text for part in self.parts for text in part.plan.warnings()]
+        return {
+            "id": self.id,
+            "status": whole,
+            "over": self.over,
+            "warnings": warnings,
+            "parts": [msgspec.to_builtins(part) for part in parts],
+        }
 
 
 class Backups:
@@ -173,7 +187,7 @@ class Backups:
         with self._lock:
             if name in self._entries:
                 raise failure(ExistsError, f"start the backup {name}", "a backup of that id is here already")
-        plans = [(self._served.device(wanted.device), self._plan(wanted)) for wanted in request.backups]
+        plans = [(self._served.device(wanted.device), self.plan(wanted)) for wanted in request.backups]
         self._require_one_policy([plan for _, plan in plans])
         parts: list[Part] = []
         try:
@@ -190,7 +204,8 @@ class Backups:
             self._watch(entry, part)
         return entry
 
-    def _plan(self, wanted: Wanted) -> Plan:
+    def plan(self, wanted: Wanted) -> Plan:
+        """What a backup would be; nothing is done. Raises what forbids it."""
         device = self._served.device(wanted.device)
         place = self._served.place(device)
         others = [loop for loop in self._served.loops() if loop != place.loop]
@@ -201,7 +216,9 @@ class Backups:
     @staticmethod
     def _require_one_policy(plans: list[Plan]) -> None:
         if len({(plan.consistency, plan.cbw_timeout) for plan in plans}) > 1:
-            raise ValueError("devices that are cut together have one consistency and one cbw_timeout: give the same to all")
+            raise ValueError(
+                "devices that are cut together have one consistency and one cbw_timeout: give the same to all"
+            )
 
     def _prepare(self, name: str, number: int, device: Device, plan: Plan) -> Part:
         inside = plan.container.path if plan.container.kind == "inside" else None
@@ -312,13 +329,13 @@ class Backups:
 
     def _follow(self, entry: Entry, part: Part) -> None:
         backup = part.backup
-        assert backup is not None
-        while (batch := backup.next_events(_EVENT_SECONDS)) is not None:
+        while backup is not None and (batch := backup.next_events(_EVENT_SECONDS)) is not None:
             if batch:
                 entry.add(batch, part)
             if not entry.cut_made and time.monotonic() - entry.began > _LEASE_SECONDS:
                 self.cancel(entry)
-        backup.ended(None)
+        if backup is not None:
+            backup.ended(None)
         part.end()
         if part.status().status != "complete":
             self.cancel(entry)  # of a group all or none: a part that is broken breaks the others
@@ -329,7 +346,7 @@ class Backups:
         try:
             with self._lock:
                 if entry.over:
-                    note = msgspec.json.encode(entry.status()).decode()
+                    note = msgspec.json.encode([_Ended(part.plan, part.status()) for part in entry.parts]).decode()
                     self._store.store(f"ended:{entry.id}", note)
                     for part in entry.parts:
                         self._let_go(part)
@@ -352,9 +369,8 @@ class Backups:
                 self._store.drop(f"ended:{entry.id}")
 
     def _remember(self, name: str, note: str) -> None:
-        fields = msgspec.json.decode(note)
-        statuses = [msgspec.convert(part, Status) for part in fields["parts"]]
-        entry = Entry(name, [Part(None, None, status) for status in statuses])
+        ended = msgspec.json.decode(note, type=list[_Ended])
+        entry = Entry(name, [Part(one.plan, None, one.status) for one in ended])
         entry.cut_made = True
         self._entries[name] = entry
 

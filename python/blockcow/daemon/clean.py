@@ -68,7 +68,9 @@ def _loop(path: str, file: str | None, found: list[str]) -> None:
         if file is None or backing.read_text().strip().removesuffix(" (deleted)") != file:
             return
         for point in mounts_on(path):
-            found.append(f"{path} is gone, but {point} is still mounted from it: unmount it, then attach and mount again")
+            found.append(
+                f"{path} is gone, but {point} is still mounted from it: unmount it, then attach and mount again"
+            )
         try:
             loop.adopt(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)).detach(1.0)
             found.append(f"{path}: detached")
@@ -81,7 +83,9 @@ def _container(path: str, found: list[str]) -> None:
         if clean_inside(path):
             found.append(f"{path}: the container is removed")
     except BlockcowError as error:
-        found.append(f"{path}: the container stays behind, attach and mount its file system to have it removed: {error}")
+        found.append(
+            f"{path}: the container stays behind, attach and mount its file system to have it removed: {error}"
+        )
 
 
 def _remove(path: str) -> bool:

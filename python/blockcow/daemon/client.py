@@ -6,9 +6,9 @@ from typing import Any
 
 import httpx
 
+from blockcow._blockcow import DeviceError
 from blockcow.daemon.folders import RunFolder
 from blockcow.errors import failure, rebuilt
-from blockcow._blockcow import DeviceError
 
 _PATIENCE = 60.0  # seconds, for a new worker
 _PAUSE = 0.1

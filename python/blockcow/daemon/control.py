@@ -83,6 +83,7 @@ class Control:
         routes = [
             Route("/status", self._status),
             Route("/metrics", self._metrics),
+            Route("/plan", self._plan, methods=["POST"]),
             Route("/backups", self._start, methods=["POST"]),
             Route("/backups/{id}", self._backup),
             Route("/backups/{id}", self._cancel, methods=["DELETE"]),
@@ -100,6 +101,13 @@ class Control:
     async def _metrics(self, _request: HttpRequest) -> Response:
         text = await run_in_threadpool(metrics.render, self._served, self._backups)
         return PlainTextResponse(text, headers={"content-type": metrics.CONTENT_TYPE})
+
+    async def _plan(self, request: HttpRequest) -> Response:
+        body = await request.body()
+        return await _attempt(lambda: self._describe(msgspec.json.decode(body, type=Request)))
+
+    def _describe(self, wanted: Request) -> dict[str, Any]:
+        return {"plans": [self._backups.plan(one).describe() for one in wanted.backups]}
 
     async def _start(self, request: HttpRequest) -> Response:
         body = await request.body()

@@ -158,7 +158,9 @@ def folder(name: str) -> RunFolder:
         raise ValueError(f"{name!r} is no name: use up to 64 letters, digits and . _ @ : -, a letter or digit first")
     found = RunFolder(base() / name)
     if len(os.fsencode(found.control)) > _LONGEST_SOCKET:
-        raise ValueError(f"the path {found.control} is too long for a socket: choose a shorter --name, or BLOCKCOW_RUN_DIR")
+        raise ValueError(
+            f"the path {found.control} is too long for a socket: choose a shorter --name, or BLOCKCOW_RUN_DIR"
+        )
     return found
 
 

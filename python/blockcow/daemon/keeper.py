@@ -142,7 +142,9 @@ class Keeper:
         self._wake, wake_up = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_up, warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda _number, _frame: None)  # a handler, so that no child inherits that it is ignored
+            signal.signal(
+                number, lambda _number, _frame: None
+            )  # a handler, so that no child inherits that it is ignored
 
     def run(self) -> int:
         """Returns the exit code."""
@@ -180,7 +182,11 @@ class Keeper:
         self._ready = self._restarting = False
         command = [sys.executable, *WORKER, self._folder, self._config, str(theirs.fileno())]
         worker = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=[theirs.fileno()], start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
         )
         theirs.close()
         _write(f"{self._folder}/worker.pid", f"{worker.pid}\n")

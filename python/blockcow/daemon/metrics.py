@@ -57,7 +57,9 @@ def render(served: Served, backups: Backups) -> str:
 def _histogram(lines: list[str], counters: dict[str, dict[str, int]]) -> None:
     samples: list[Sample] = []
     for path, named in counters.items():
-        buckets = {name.removeprefix("suspended_le_"): n for name, n in named.items() if name.startswith("suspended_le_")}
+        buckets = {
+            name.removeprefix("suspended_le_"): n for name, n in named.items() if name.startswith("suspended_le_")
+        }
         for end, count in sorted(buckets.items(), key=lambda bucket: float(bucket[0])):
             edge = "+Inf" if end == "inf" else f"{int(end) / 1e6:g}"
             samples.append(("_bucket", {"device": path, "le": edge}, count))
@@ -86,8 +88,11 @@ def _family(lines: list[str], name: str, kind: str, text: str, samples: Iterable
     lines += [f"# HELP blockcow_{name} {text}", f"# TYPE blockcow_{name} {kind}"]
     for suffix, labels, value in samples:
         inside = ",".join(f'{label}="{_escaped(content)}"' for label, content in labels.items())
-        lines.append(f"blockcow_{name}{suffix}{f'{{{inside}}}' if inside else ''} {value:g}" if value != int(value) else
-                     f"blockcow_{name}{suffix}{f'{{{inside}}}' if inside else ''} {int(value)}")
+        lines.append(
+            f"blockcow_{name}{suffix}{f'{{{inside}}}' if inside else ''} {value:g}"
+            if value != int(value)
+            else f"blockcow_{name}{suffix}{f'{{{inside}}}' if inside else ''} {int(value)}"
+        )
 
 
 def _escaped(text: str) -> str:

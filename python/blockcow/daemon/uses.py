@@ -89,4 +89,6 @@ def require_outside_all(path: str, role: str, device: str, loop: str | None, oth
 
 
 def _lies_on(node: Node, loop: str) -> bool:
-    return any(("block", *sysfs.number(folder)) == node.key for folder in folders_on(loop)) or node.key == find(loop).key
+    return (
+        any(("block", *sysfs.number(folder)) == node.key for folder in folders_on(loop)) or node.key == find(loop).key
+    )
