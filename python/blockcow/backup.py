@@ -101,6 +101,6 @@ class Backup:
 
 
 def cut_together(backups: Sequence[Backup], timeout: float) -> float:
-    """One cut for prepared backups of several devices. Returns the seconds for which writes were held; if anything fails,
-    all of them are cancelled."""
+    """One cut for prepared backups of several devices. Returns the seconds for which writes were held; if anything
+    fails, all of them are cancelled."""
     return _blockcow.cut_together([backup.inner for backup in backups], timeout)

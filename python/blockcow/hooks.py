@@ -1,4 +1,4 @@
-"""Commands of the user around the cut, with a time limit: for a database's own checkpoint, say. Knows nothing of backups."""
+"""Commands of the user around the cut, with a time limit: for a database's own checkpoint. Knows nothing of backups."""
 
 import os
 import signal
@@ -34,8 +34,8 @@ def around(before: str | None, after: str | None, timeout: float, warn: Callable
 
 
 def run(name: str, command: str, timeout: float) -> None:
-    """Runs a shell command. Raises StateError with what it printed if it fails or takes too long; then it is killed with
-    all that it started in its process group."""
+    """Runs a shell command. Raises StateError with what it printed if it fails or takes too long; then it is killed
+    with all that it started in its process group."""
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             ["sh", "-c", command], stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

@@ -35,8 +35,8 @@ def attach(
 ) -> None:
     """Stands in front of DEVICES, so that any program can go on using them during a backup.
 
-    Prints for each where programs find it from now on: a block device (as root), a file, or an NBD socket. Several devices
-    are one group, of which a backup makes one cut.
+    Prints for each where programs find it from now on: a block device (as root), a file, or an NBD socket. Several
+    devices are one group, of which a backup makes one cut.
     """
     paths = [str(Path(device).absolute()) for device in devices]
     folder = folders.folder(name or re.sub(r"[^A-Za-z0-9._@:-]", "-", Path(paths[0]).name))

@@ -1,4 +1,4 @@
-"""`blockcow backup`: reads the options, shows progress, reports the end. The work is in blockcow.device, or in a daemon."""
+"""`blockcow backup`: reads the options, shows progress, reports the end. The work is done by a device or a daemon."""
 
 import os
 from collections.abc import Callable
@@ -38,7 +38,7 @@ Hooks = Callable[[], AbstractContextManager[None]]
     required=True,
     multiple=True,
     type=PLACE,
-    help="Block device or image file to back up, or the name of what is attached. Repeat it for one cut of several devices.",
+    help="Block device, image file, or name of what is attached. Repeat it for one cut of several devices.",
 )
 @click.option(
     "--container",
@@ -97,8 +97,8 @@ def backup(
 ) -> None:
     """Backs up a device to an image, or to a block device.
 
-    The image equals the device at the cut. Its manifest is what verify and restore check it with. Of an attached device the
-    daemon makes the backup, while programs go on.
+    The image equals the device at the cut. Its manifest is what verify and restore check it with. Of an attached device
+    the daemon makes the backup, while programs go on.
     """
     wanted = _pair(devices, containers, dests, manifests)
     warnings: list[str] = []

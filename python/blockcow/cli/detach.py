@@ -7,7 +7,6 @@ from blockcow.cli.verb import FAILURE, Verb, VerbFailedError, print_json, say
 from blockcow.daemon import folders
 from blockcow.daemon.clean import clean
 from blockcow.daemon.client import Client
-from blockcow.daemon.folders import RunFolder
 from blockcow.errors import failure
 
 _PATIENCE = 60.0  # seconds
@@ -51,7 +50,7 @@ def _say_what_happens(client: Client) -> None:
 
 def _clean(name: str | None, as_json: bool) -> None:
     chosen = folders.all_folders() if name is None else [folders.folder(name)]
-    left: list[RunFolder] = [folder for folder in chosen if folder.path.is_dir() and not folder.is_live()]
+    left = [folder for folder in chosen if folder.path.is_dir() and not folder.is_live()]
     if name is not None and not left and chosen[0].is_live():
         reason = f"it is alive; 'blockcow detach {name}' ends it"
         raise failure(BusyError, f"clean up after {name}", reason)

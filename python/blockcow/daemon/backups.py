@@ -8,7 +8,6 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -378,7 +377,7 @@ class Backups:
         """Notes in the state what must be cleaned up if nobody goes on."""
         with self._lock:
             state = self._served.state
-            change: Callable[[list[str], str], None] = _added if present else _removed
+            change = _added if present else _removed
             for path in _partials(plan):
                 change(state.partials, path)
             if inside is not None:

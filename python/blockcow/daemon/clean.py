@@ -32,9 +32,8 @@ def clean(folder: RunFolder) -> list[str]:
             _unmount(place.file, found)
         if place.loop is not None:
             _loop(place.loop, place.file, found)
-    for path in state.partials:
-        if _remove(path):
-            found.append(f"{path.removesuffix('.partial')}: the backup is broken; what there was of it is removed")
+    broken = [path.removesuffix(".partial") for path in state.partials if _remove(path)]
+    found += [f"{path}: the backup is broken; what there was of it is removed" for path in broken]
     for path in state.containers:
         _container(path, found)
     for path in state.sockets:
@@ -67,10 +66,8 @@ def _loop(path: str, file: str | None, found: list[str]) -> None:
     with contextlib.suppress(OSError):
         if file is None or backing.read_text().strip().removesuffix(" (deleted)") != file:
             return
-        for point in mounts_on(path):
-            found.append(
-                f"{path} is gone, but {point} is still mounted from it: unmount it, then attach and mount again"
-            )
+        advice = "is still mounted from it: unmount it, then attach and mount again"
+        found += [f"{path} is gone, but {point} {advice}" for point in mounts_on(path)]
         try:
             loop.adopt(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)).detach(1.0)
             found.append(f"{path}: detached")

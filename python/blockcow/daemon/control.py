@@ -1,4 +1,4 @@
-"""The control interface: HTTP and JSON on a unix socket, for the command line, curl and Prometheus. See docs/formats.md.
+"""The control interface: HTTP and JSON on a unix socket, for the command line, curl, Prometheus; see docs/formats.md.
 
 Decides nothing but who may ask: the user who attached, and root.
 """

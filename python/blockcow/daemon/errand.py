@@ -1,8 +1,8 @@
 """What a worker may not do itself: everything that can wait for the very device that it serves.
 
 A thread that waits in the kernel for its own process cannot be killed, and its process with it; no other worker could
-take over then. So file systems are looked at and brought to rest, and loop devices made and ended, by a process of its own
-for each errand. It ends with the worker's end of their socket.
+take over then. So file systems are looked at and brought to rest, and loop devices made and ended, by a process of its
+own for each errand. It ends with the worker's end of their socket.
 
 Run as ``python -P -m blockcow.daemon.errand WHAT FD``; messages are those of the keeper.
 """

@@ -202,8 +202,8 @@ class Match:
 
 
 def match(name: str) -> Match | None:
-    """The attached device that ``name`` means: its path, its loop device or a partition of that, its file, or the name of
-    an attach. None if nothing attached is meant. Raises ValueError for the name of a group."""
+    """The attached device that ``name`` means: its path, its loop device or a partition of that, its file, or the name
+    of an attach. None if nothing attached is meant. Raises ValueError for the name of a group."""
     folders = _live_states()
     for one, state in folders:
         if one.name == name:

@@ -1,7 +1,7 @@
-"""The keeper: holds the descriptors that must not close, and starts the worker again when it dies. Does no I/O on devices.
+"""The keeper: holds the descriptors that must not close, and starts the worker again when it dies. Does no device I/O.
 
-Run as ``python -I -S keeper.py FOLDER CONFIG LOCK-FD REPORT-FD LOG`` and imports nothing of blockcow: it is small, stays
-in memory and has nothing to update while it runs. It reads what the worker stores and hands all of it to the next one.
+Run as ``python -I -S keeper.py FOLDER CONFIG LOCK-FD REPORT-FD LOG``, and imports nothing of blockcow: it is small,
+stays in memory and has nothing to update while it runs. What a worker stores it hands to the next one.
 
 Messages between both are packets of JSON, descriptors beside them. From the worker: ``store`` (``name``, ``note``,
 ``late``: close after all others), ``drop``, ``ready``, ``failed``, ``restart``, ``bye``; ``store`` and ``drop`` are
@@ -168,7 +168,7 @@ class Keeper:
             return True
         why = "the worker died before it was ready"
         if self._ever_ready:
-            why += f", {self._deaths} times in a row; programs get errors from now on. Clean up by: blockcow detach --clean"
+            why += f", {self._deaths} times in a row; programs get errors now. Clean up: blockcow detach --clean"
         self._log.say(why)
         self._tell({"error": {"kind": "internal", "message": f"{why}; see {self._folder}/log", "exit_code": 1}})
         self._items.close()

@@ -113,14 +113,13 @@ def _choose_frontend(served: Served) -> None:
     try:
         _require_fuse()
         _mount_all(served)
-        return
     except (BlockcowError, OSError) as error:
         if wanted == "fuse":
             raise
         abandon_files(served)
         reason = " ".join(str(error).split())
         served.warnings.append(f"FUSE cannot be used here ({reason}); programs find the device by NBD")
-    served.state.frontend = "nbd"
+        served.state.frontend = "nbd"
 
 
 def _require_fuse() -> None:
@@ -203,7 +202,7 @@ def _serve(served: Served) -> None:
 
 
 def end(served: Served) -> None:
-    """Takes the front-ends away and lets the devices go, all written. Raises while somebody uses one; then all goes on."""
+    """Takes the front-ends away and lets the devices go, all written. Raises while somebody uses one."""
     for number, place in enumerate(served.state.places):
         if place.loop is not None:
             _end_loop(served, number, place, Errand("unloop", {"path": place.loop}))
