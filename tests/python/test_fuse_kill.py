@@ -5,9 +5,7 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,61 +18,9 @@ import blockcow
 from blockcow import loop
 from blockcow._blockcow import FuseExport
 from conftest import MIB, sh
+from fuse_keeper import PATIENCE, Keeper
 
-SERVER = Path(__file__).with_name("fuse_server.py")
 KILLS = 40
-PATIENCE = 60
-
-
-class Keeper:
-    """Keeps the descriptors of a server, and starts another server when that one is gone."""
-
-    def __init__(self, device: Path, mountpoint: Path) -> None:
-        mountpoint.touch(0o600)
-        self._arguments = [str(device), str(mountpoint)]
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.settimeout(PATIENCE)
-        self._theirs = theirs
-        self._server = self._start(self._arguments, [])
-        message, self.descriptors, _, _ = socket.recv_fds(self._socket, 65536, 64)
-        kept = json.loads(message)
-        self.note, self._of_device = kept["note"], kept["device"]
-
-    def _start(self, arguments: list[str], descriptors: list[int]) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(SERVER), *arguments]
-        return subprocess.Popen(command, stdin=self._theirs.fileno(), pass_fds=descriptors)
-
-    def kill(self) -> None:
-        self._server.kill()
-        self._server.wait(PATIENCE)
-
-    def restart(self, *, wait: bool = True) -> None:
-        device, fuse = self.descriptors[: self._of_device], self.descriptors[self._of_device :]
-        lists = [",".join(map(str, numbers)) for numbers in (device, fuse)]
-        self._server = self._start([*self._arguments, self.note, *lists], self.descriptors)
-        if wait:
-            assert self._socket.recv(1) == b"!"
-
-    def forget(self) -> None:
-        """Drops what is said on the socket by servers nobody waited for."""
-        self._socket.setblocking(False)
-        try:
-            while self._socket.recv(1):
-                pass
-        except BlockingIOError:
-            pass
-        self._socket.settimeout(PATIENCE)
-
-    def close_descriptors(self) -> None:
-        for descriptor in self.descriptors:
-            os.close(descriptor)
-        self.descriptors = []
-
-    def end(self) -> None:
-        self.kill()
-        self.close_descriptors()
-        self._socket.close()
-        self._theirs.close()
 
 
 @pytest.fixture
