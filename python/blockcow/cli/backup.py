@@ -19,6 +19,7 @@ from blockcow.daemon import folders
 from blockcow.daemon.client import Client
 from blockcow.device import start_together
 from blockcow.errors import failure
+from blockcow.export import is_uri
 from blockcow.hooks import around
 from blockcow.plan import FORCES, ON_CBW_ERROR, Plan, make_plan
 from blockcow.preflight import check_device
@@ -46,7 +47,7 @@ Hooks = Callable[[], AbstractContextManager[None]]
     required=True,
     multiple=True,
     type=PLACE,
-    help="FILE, block device, device:OFFSET+LENGTH, device:free or memory:256M. One for each device.",
+    help="FILE, block device, device:OFFSET+LENGTH, device:free, memory:256M, NBD URI. One a device.",
 )
 @click.option(
     "--dest",
@@ -54,7 +55,7 @@ Hooks = Callable[[], AbstractContextManager[None]]
     required=True,
     multiple=True,
     type=PLACE,
-    help="Image file to make, or a block device. One for each device.",
+    help="Image file to make, block device or NBD URI. One for each device.",
 )
 @click.option(
     "--manifest",
@@ -74,6 +75,9 @@ Hooks = Callable[[], AbstractContextManager[None]]
 @click.option("--consistency", type=click.Choice(POLICIES), default="auto", show_default=True)
 @click.option("--block-size", type=SIZE, help="Unit of copy-before-write.  [default: 4K, more for huge devices]")
 @click.option("--limit-read", type=SIZE, help="Most bytes a second that the sweep reads.  [default: no limit]")
+@click.option(
+    "--nbd-timeout", type=TIME, default="60s", show_default=True, help="Silence after which an NBD server is given up."
+)
 @click.option("--force", multiple=True, type=click.Choice(FORCES), help="Override one refusal; may be repeated.")
 @click.option("--before-cut", metavar="COMMAND", help="Run before the cut; if it fails, there is no backup.")
 @click.option("--after-cut", metavar="COMMAND", help="Run after the cut, whatever came of it.")
@@ -212,7 +216,7 @@ def _request(wanted: list[dict[str, Any]], options: dict[str, Any]) -> list[dict
 
 
 def _absolute(place: str) -> str:
-    if place.partition(":")[0] in ("device", "memory", "nbd", "nbd+unix") and ":" in place:
+    if place.startswith(("device:", "memory:")) or is_uri(place):
         return place
     return os.path.abspath(place)  # noqa: PTH100 - as above
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,7 @@ class Backups:
         part.inside, part.kept_as = inside, f"backup:{name}:{number}"
         try:
             descriptors, note = backup.kept()
-            kept = _Kept(name, device.path, plan, note, list(descriptors), inside, self.restarts)
+            kept = _Kept(name, device.path, _storable(plan), note, list(descriptors), inside, self.restarts)
             try:
                 self._store.store(part.kept_as, msgspec.json.encode(kept).decode(), list(descriptors.values()))
             finally:
@@ -345,7 +346,9 @@ class Backups:
         try:
             with self._lock:
                 if entry.over:
-                    note = msgspec.json.encode([_Ended(part.plan, part.status()) for part in entry.parts]).decode()
+                    note = msgspec.json.encode(
+                        [_Ended(_storable(part.plan), part.status()) for part in entry.parts]
+                    ).decode()
                     self._store.store(f"ended:{entry.id}", note)
                     for part in entry.parts:
                         self._let_go(part)
@@ -394,8 +397,13 @@ def _removed(paths: list[str], path: str) -> None:
         paths.remove(path)
 
 
+def _storable(plan: Plan) -> Plan:
+    """Without the connections of an NBD export, which are this process's own."""
+    return replace(plan, container=replace(plan.container, export=None), dest_export=None)
+
+
 def _partials(plan: Plan) -> list[str]:
-    files = [plan.dest] if plan.dest_is_file and "://" not in plan.dest and not plan.dest.startswith("nbd+") else []
+    files = [plan.dest] if plan.dest_is_file else []
     return [f"{path}.partial" for path in [*files, plan.manifest]]
 
 

@@ -24,6 +24,7 @@ from blockcow.consistency import quiesced
 from blockcow.daemon import keeper
 from blockcow.daemon.uses import mounts_on, require_outside_all
 from blockcow.errors import failure, fields_of, rebuilt
+from blockcow.export import is_uri
 from blockcow.node import find
 from blockcow.plan import Plan, make_plan
 
@@ -87,6 +88,8 @@ def ask(what: str, request: dict[str, Any], timeout: float = _PATIENCE) -> Answe
 def plan(device: str, loop_path: str | None, other_loops: list[str], options: dict[str, Any]) -> Plan:
     """The plan of a backup, as `make_plan` makes it; the mounts are those of the loop device and what lies on it."""
     request = {"device": device, "loop": loop_path, "others": other_loops, "options": options}
+    if is_uri(options["dest"]) or is_uri(options["container"]):
+        return _make(request)  # its connections must be this process's own; a server may take only one
     return msgspec.convert(ask("plan", request)[0]["plan"], Plan)
 
 
@@ -107,14 +110,18 @@ def at_rest(policy: str, mounts: list[str], timeout: float, outside: list[str]) 
 
 
 def _plan(link: socket.socket, request: dict[str, Any]) -> None:
-    options = request["options"]
+    keeper.send(link, {"plan": msgspec.to_builtins(_make(request))})
+
+
+def _make(request: dict[str, Any]) -> Plan:
+    options = dict(request["options"])
     mounts = mounts_on(request["loop"])
     node = find(request["device"])
-    require_outside_all(options["dest"], "destination", node.path, request["loop"], request["others"])
+    if not is_uri(options["dest"]):
+        require_outside_all(options["dest"], "destination", node.path, request["loop"], request["others"])
     if ":" not in options["container"]:
         require_outside_all(options["container"], "container", node.path, request["loop"], request["others"])
-    made = make_plan(node, options.pop("container"), options.pop("dest"), mounts=mounts, **options)
-    keeper.send(link, {"plan": msgspec.to_builtins(made)})
+    return make_plan(node, options.pop("container"), options.pop("dest"), mounts=mounts, **options)
 
 
 def _rest(link: socket.socket, request: dict[str, Any]) -> None:
