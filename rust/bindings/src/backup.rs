@@ -1,5 +1,7 @@
 //! `Backup`: one backup of one device.
 
+use std::collections::BTreeMap;
+use std::os::fd::{IntoRawFd, RawFd};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -91,6 +93,11 @@ impl Backup {
                 Some(events) => return Ok(Some(from_json(py, &events)?.cast_into::<PyList>()?)),
             }
         }
+    }
+
+    fn kept(&self, py: Python<'_>) -> PyResult<(BTreeMap<String, RawFd>, String)> {
+        let kept = detached(py, || self.backup.kept())?;
+        Ok((kept.descriptors.into_iter().map(|(name, copy)| (name, copy.into_raw_fd())).collect(), kept.note))
     }
 
     fn block_map(&self, py: Python<'_>, cells: u32) -> Vec<(u64, u64, u64, u64)> {

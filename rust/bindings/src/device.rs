@@ -1,12 +1,12 @@
 //! `Device`: a file or block device that is held exclusively, with the engine's driver in front of it.
 
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use blockcow_engine::Policy;
 use blockcow_engine::destination::Destination;
-use blockcow_engine::driver::{Driver, Listing, Spec};
+use blockcow_engine::driver::{Driver, Listing, Remains, Spec};
 use blockcow_engine::error::{Error, ErrorKind};
 use blockcow_engine::storage::{Access, FileStorage, Storage};
 use pyo3::buffer::PyBuffer;
@@ -173,7 +173,7 @@ impl Device {
 
     #[pyo3(signature = (*, dest, manifest, dest_overwrite, container_kind, container_path,
         container_sections, container_bytes, staging_bytes, capacity_bytes, drain_bytes, block_size, cbw_timeout, fail_write, limit_read,
-        ranges, identity))]
+        ranges, identity, keep = false))]
     #[allow(clippy::too_many_arguments, reason = "one keyword argument for each thing a backup is made from")]
     fn _prepare(
         &self,
@@ -194,6 +194,7 @@ impl Device {
         limit_read: Option<u64>,
         ranges: Option<Vec<(u64, u64)>>,
         identity: BTreeMap<String, String>,
+        keep: bool,
     ) -> PyResult<Backup> {
         let description = Description {
             kind: container_kind,
@@ -221,29 +222,39 @@ impl Device {
                 policy: Policy { cbw_timeout, fail_write },
                 limit_read,
                 identity,
+                keep,
             })?;
             Ok(Backup::new(backup, driver))
         })?;
         Ok(backup)
     }
+
+    fn _resume(&self, py: Python<'_>, kept: BTreeMap<String, RawFd>, note: String) -> PyResult<Backup> {
+        self.with(py, |driver| {
+            let copies = kept.into_iter().map(|(name, descriptor)| Ok((name, duplicate(descriptor)?)));
+            let remains = Remains::adopt(copies.collect::<Result<_>>()?, note, None, None)?;
+            Ok(Backup::new(driver.resume(remains)?, driver))
+        })
+    }
+}
+
+const TAKE_OVER: &str = "take over the descriptors of another process";
+
+fn duplicate(descriptor: RawFd) -> Result<OwnedFd> {
+    if descriptor < 0 {
+        return Err(Error::new(ErrorKind::Invalid, TAKE_OVER, format!("{descriptor} is no descriptor")));
+    }
+    // SAFETY: it is borrowed only for the call of dup; a number that is not open gives EBADF.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    borrowed.try_clone_to_owned().map_err(|error| Error::io(ErrorKind::Device, TAKE_OVER, &error))
 }
 
 /// A storage over duplicates of the descriptors that another process had.
 fn adopt(descriptors: &[RawFd]) -> Result<FileStorage> {
-    let operation = "take over the descriptors of a device";
-    let mut copies = Vec::new();
-    for &descriptor in descriptors {
-        if descriptor < 0 {
-            return Err(Error::new(ErrorKind::Invalid, operation, format!("{descriptor} is no descriptor")));
-        }
-        // SAFETY: it is borrowed only for the call of dup; a number that is not open gives EBADF.
-        let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
-        let copy = borrowed.try_clone_to_owned().map_err(|error| Error::io(ErrorKind::Device, operation, &error))?;
-        copies.push(copy);
-    }
-    let mut copies = copies.into_iter();
+    let mut copies =
+        descriptors.iter().map(|&descriptor| duplicate(descriptor)).collect::<Result<Vec<_>>>()?.into_iter();
     match (copies.next(), copies.next(), copies.next()) {
         (Some(buffered), direct, None) => FileStorage::adopt(buffered, direct, ErrorKind::Device),
-        _ => Err(Error::new(ErrorKind::Invalid, operation, "give the one or two descriptors that were given away")),
+        _ => Err(Error::new(ErrorKind::Invalid, TAKE_OVER, "give the one or two descriptors that were given away")),
     }
 }

@@ -4,6 +4,10 @@
 //! An image file is written as `<path>.partial` and renamed when it is complete; a block device, or any other storage, is
 //! written in place, and only a manifest says that it is complete. Does not decide what is written, nor read it back.
 
+mod remembered;
+
+pub use remembered::Remembered;
+
 use std::ffi::OsString;
 use std::fs::FileType;
 use std::io::{self, BufWriter};

@@ -3,16 +3,20 @@
 //!
 //! It does a program's I/O on the program's thread, or on the crew's for requests that were parked.
 
+mod assemble;
 mod counters;
 mod cut;
+mod note;
 mod passage;
 mod prepare;
 mod request;
+mod resume;
 
 pub use counters::Counters;
 pub use cut::{Hold, cut_together};
 pub use prepare::{ContainerPlace, Listing, Spec};
 pub use request::{Completion, Request};
+pub use resume::Remains;
 
 use std::io;
 

@@ -201,6 +201,12 @@ impl<W, M: Deref<Target = [AtomicU64]>> Gate<W, M> {
         self.queue.lock().waiters().count()
     }
 
+    /// The container holds so much already, in blocks, and reached its peak and so many drains in another process. Before the
+    /// first write.
+    pub fn take_up(&self, held: Room, peak: u32, drains: u64) {
+        self.queue.lock().room.take_up(held, peak, drains);
+    }
+
     /// What the container holds, is reserved for, and may hold.
     pub fn room(&self) -> Ledger {
         self.queue.lock().room.clone()

@@ -14,6 +14,7 @@ pub mod events;
 pub mod flights;
 pub mod gate;
 pub mod geometry;
+mod journal;
 pub mod list;
 pub mod manifest;
 mod partial;

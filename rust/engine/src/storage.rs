@@ -10,6 +10,7 @@ mod section;
 mod throttle;
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 pub use fault::{Fault, FaultStorage, Operation};
 pub use file::{Access, FileStorage};
@@ -76,6 +77,12 @@ pub trait Storage: Send + Sync {
     /// to holes would go one after the other; a storage without that difference does nothing.
     fn will_write(&self, _range: ByteRange) -> io::Result<()> {
         Ok(())
+    }
+
+    /// The descriptors by which another process can stand in for this one, as [`FileStorage::descriptors`] gives them; none
+    /// if it must be opened anew.
+    fn handles(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
     }
 
     /// The first stretch at or after `from` that may hold data; everything before it reads as zeroes. `None`: only a

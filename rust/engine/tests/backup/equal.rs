@@ -123,6 +123,8 @@ fn run(rig: &Rig, seed: u64, loops: bool, unit: u64) {
     let mut spec = rig.spec();
     spec.container = place;
     spec.staging_bytes = 16 << 10 << chance.below(3);
+    // In memory that dies with the process, and in memory that another can take over.
+    spec.keep = seed % 2 == 1;
     spec.capacity_bytes = bytes * (50 + chance.below(51)) / 100;
     spec.drain_bytes = bytes / 4;
     let smallest = rig.storage.logical_block();

@@ -36,3 +36,26 @@ impl Budget {
         self.given.notify_one();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn who_asks_for_more_than_is_left_waits_until_it_is_given_back() {
+        let budget = Budget::new(100);
+        budget.take(60);
+        assert!(!budget.try_take(41));
+        assert!(budget.try_take(40));
+        thread::scope(|scope| {
+            scope.spawn(|| budget.take(100));
+            budget.give(60);
+            budget.give(40);
+        });
+        assert!(!budget.try_take(1));
+        budget.give(100);
+        assert!(budget.try_take(1000), "what is larger than the limit goes alone");
+    }
+}

@@ -116,3 +116,30 @@ impl Write for Hurried<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn whoever_says_nothing_or_reads_nothing_meets_the_deadline() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let socket = Socket::new(ours.into());
+        let mut hurried = Hurried::new(&socket, Instant::now() + Duration::from_millis(20));
+        assert!(hurried.read(&mut [0]).is_err());
+        assert_eq!(hurried.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let mut hurried = Hurried::new(&socket, Instant::now() + Duration::from_millis(20));
+        assert!(hurried.write_all(&vec![0; 64 << 20]).is_err());
+    }
+
+    #[test]
+    fn one_byte_at_a_time_does_not_move_the_deadline() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let socket = Socket::new(ours.into());
+        theirs.write_all(&[0; 1000]).unwrap();
+        let mut hurried = Hurried::new(&socket, Instant::now());
+        assert_eq!(hurried.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+}
