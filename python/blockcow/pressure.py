@@ -41,6 +41,14 @@ def brace() -> Footing:
     return Footing(_lock_memory(), _become_io_flusher(), _spare_from_oom_killer())
 
 
+def memory_available() -> int | None:
+    """Bytes that programs can still have without swapping, as the kernel estimates; None where it does not say."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
 def _lock_memory() -> str:
     # Under a limit, what is mapped later would fail instead of being left unlocked.
     if not _may_lock_everything():

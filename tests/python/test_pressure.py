@@ -235,7 +235,9 @@ def test_writes_go_on_and_the_backup_completes_when_memory_is_short(
         process.stdin.write(text + "\n")
         process.stdin.flush()
 
-    server = start(SERVER, str(image), str(tmp_path / "front"))
+    front = tmp_path / "front"
+    cleanup.callback(lambda: os.path.ismount(front / "file") and sh("umount", "--lazy", str(front / "file")))
+    server = start(SERVER, str(image), str(front))
     with ExitStack() as stack:
         point = mounted(stack, line(server))
         (point / "old").write_bytes(random.Random(5).randbytes(size * MIB))
