@@ -63,8 +63,8 @@ class Loop:
 def attach(path: str, *, sector: int, read_only: bool = False) -> Loop:
     """A loop device on a file, with sectors of ``sector`` bytes, its partitions known if this kernel reads tables.
 
-    It has the whole sectors of the file: a file of 1000 bytes gives a device of 512. Raises DeviceError with the
-    reason.
+    It has the whole sectors of the file: a file of 1000 bytes gives a device of 512; what is behind them only the file
+    has. Raises DeviceError with the reason.
     """
     operation = f"make a loop device on {path}"
     try:
@@ -74,7 +74,7 @@ def attach(path: str, *, sector: int, read_only: bool = False) -> Loop:
         finally:
             os.close(file)
     except OSError as error:
-        reason = f"{os.strerror(error.errno or 0)}; it takes root and the kernel's loop module (modprobe loop)"
+        reason = f"{error.strerror}; it takes root and the kernel's loop module (modprobe loop)"
         raise failure(DeviceError, operation, reason, error.errno) from error
     loop.writes_at_once = _reserve_tags_for_reads(_BLOCK / Path(loop.path).name)
     return loop
@@ -88,7 +88,10 @@ def adopt(path: str, fd: int) -> Loop:
 def _configure(file: int, path: str, sector: int, read_only: bool) -> Loop:
     flags = _DIRECT_IO | _PARTSCAN | _AUTOCLEAR | (_READ_ONLY if read_only else 0)
     name = os.fsencode(path)[-63:]
-    config = _CONFIG.pack(file, sector, *[0] * 5, 0, 0, 0, flags, name, b"", b"", 0, 0, *[0] * 8)
+    limit = os.fstat(file).st_size // sector * sector
+    if limit == 0:
+        raise OSError(errno.EINVAL, f"the file is smaller than a sector of {sector} bytes")
+    config = _CONFIG.pack(file, sector, 0, 0, 0, 0, limit, 0, 0, 0, flags, name, b"", b"", 0, 0, *[0] * 8)
     control = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
     try:
         for _ in range(_TRIES):
@@ -102,7 +105,10 @@ def _configure(file: int, path: str, sector: int, read_only: bool) -> Loop:
                     raise
                 time.sleep(_PAUSE)  # another program was quicker
                 continue
-            return Loop(device, fd, None)
+            # Nobody shall think that we write to it; it never was without an opener.
+            held = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+            os.close(fd)
+            return Loop(device, held, None)
     finally:
         os.close(control)
     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))

@@ -4,7 +4,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from blockcow import mounts
 from blockcow.node import SECTOR, SYS_DEV, key_of
+
+FILE_SYSTEM = "fuse.blockcow"
+"""What the mount of a file in front of a device is called."""
 
 _CLASS = Path("/sys/class/block")
 _SWAPS = Path("/proc/swaps")
@@ -77,10 +81,12 @@ def all_devices() -> list[Path]:
 def loops_on() -> dict[tuple[str, int, int], str]:
     """Backing file of each loop device in use, as a node's key, with the device's name."""
     found = {}
+    # Our own files are never a device, and whoever asks for their attributes waits while their server is replaced.
+    ours = {mount.point for mount in mounts.mounted() if mount.filesystem == FILE_SYSTEM}
     for loop in _CLASS.glob("loop*"):
         backing = text(loop / "loop" / "backing_file")
         try:
-            info = Path(backing).stat() if backing else None
+            info = Path(backing).stat() if backing and backing not in ours else None
         except OSError:  # deleted: nobody can name it any more
             continue
         if info is not None:

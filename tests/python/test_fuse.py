@@ -4,11 +4,15 @@ import ctypes
 import errno
 import mmap
 import os
+import shutil
 import stat
+import subprocess
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -18,6 +22,7 @@ from blockcow._blockcow import FuseExport
 from conftest import MIB, sh
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16
+NOBODY = 65534
 ODD_SIZES = [1, 511, 513, 4097, MIB + 123, 3 * MIB + 4096 + 512]
 
 Export = Callable[..., str]
@@ -241,3 +246,149 @@ def test_file_systems_through_loop(
     sh(*check, made.path)
     sh("mount", made.path, str(point))
     assert {file.name: file.read_bytes() for file in point.iterdir() if file.is_file()} == files
+
+
+def test_discards_and_zeroes_through_loop_read_as_zeroes(
+    export: Export, attach: Callable[..., loop.Loop], tmp_path: Path
+) -> None:
+    device = tmp_path / "device.img"
+    model = bytearray(os.urandom(MIB)) * 16
+    device.write_bytes(model)
+    made = attach(export(device))
+    for option in [[], ["--zeroout"]]:
+        sh("blkdiscard", *option, "--offset", str(3 * MIB), "--length", str(2 * MIB + 512), made.path)
+        model[3 * MIB : 5 * MIB + 512] = bytes(2 * MIB + 512)
+        assert Path(made.path).read_bytes() == model
+        model[4 * MIB : 4 * MIB + 512] = b"z" * 512
+        with Path(made.path).open("r+b") as file:
+            os.pwrite(file.fileno(), b"z" * 512, 4 * MIB)
+            os.fsync(file.fileno())
+    sh("blkdiscard", "--force", made.path)
+    assert Path(made.path).read_bytes() == bytes(16 * MIB)
+    assert device.stat().st_blocks == 0, "space of discarded blocks goes back to the file system"
+
+
+def test_loop_has_the_whole_sectors_of_a_file(export: Export, attach: Callable[..., loop.Loop], tmp_path: Path) -> None:
+    device = tmp_path / "device.img"
+    device.write_bytes(os.urandom(MIB + 4096 + 777))
+    path = export(device)
+    for sector, size in [(512, MIB + 4096 + 512), (4096, MIB + 4096)]:
+        with ExitStack() as stack:
+            made = attach(path, sector=sector)
+            stack.callback(made.detach)
+            folder = Path("/sys/block", Path(made.path).name)
+            assert int((folder / "queue/logical_block_size").read_text()) == sector
+            assert int((folder / "loop/dio").read_text()) == 1
+            assert Path(made.path).read_bytes() == device.read_bytes()[:size]
+
+
+def test_partitions_through_loop(export: Export, attach: Callable[..., loop.Loop], tmp_path: Path) -> None:
+    device = tmp_path / "device.img"
+    device.write_bytes(os.urandom(8 * MIB))
+    table = "label: gpt\nstart=2048, size=2048\nstart=8192, size=4096\n"
+    sh("sfdisk", "-q", str(device), stdin=table)
+    made = attach(export(device))
+    folder = Path("/sys/block", Path(made.path).name)
+    assert int((folder / "loop/partscan").read_text()) == 1
+    sh("partx", "--update", made.path)  # for kernels that read no tables themselves
+    try:
+        for number, start, size in [(1, 2048, 2048), (2, 8192, 4096)]:
+            content = Path(f"{made.path}p{number}").read_bytes()
+            assert content == device.read_bytes()[start * 512 :][: size * 512]
+    finally:
+        sh("partx", "--delete", made.path)
+
+
+def test_a_loop_device_in_use_ends_with_its_last_user(
+    export: Export, attach: Callable[..., loop.Loop], image: Path
+) -> None:
+    made = attach(export(image))
+    folder = Path("/sys/block", Path(made.path).name, "loop")
+    with Path(made.path).open("rb"):
+        with pytest.raises(blockcow.BusyError, match="in use"):
+            made.detach(timeout=0.1)
+        assert folder.exists()
+    deadline = time.monotonic() + 30
+    while folder.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    made.detach()
+
+
+def test_no_loop_device_on_what_is_no_file(root: None, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.write_bytes(b"x" * 4095)
+    with pytest.raises(blockcow.DeviceError, match="smaller than a sector of 4096 bytes"):
+        loop.attach(str(small), sector=4096)
+    with pytest.raises(blockcow.DeviceError, match="make a loop device on .*absent: No such file"):
+        loop.attach(str(tmp_path / "absent"), sector=512)
+
+
+def flushes(device: str) -> int:
+    """How many flush requests a block device has completed."""
+    return int(Path("/sys/block", Path(device).name, "stat").read_text().split()[15])
+
+
+def test_a_flush_reaches_the_device(
+    loop_device: Callable[..., str], export: Export, attach: Callable[..., loop.Loop]
+) -> None:
+    device = loop_device()
+    path = export(device)
+    made = attach(path)
+    for target in (path, made.path):
+        fd = os.open(target, os.O_RDWR)
+        try:
+            os.pwrite(fd, b"x" * 4096, 0)
+            before = flushes(device)
+            os.fsync(fd)
+            assert flushes(device) > before, target
+        finally:
+            os.close(fd)
+
+
+def test_as_an_ordinary_user(root: None, cleanup: ExitStack) -> None:
+    if shutil.which("fusermount3") is None:
+        pytest.skip("fusermount3 is not installed (package fuse3)")
+    folder = Path(cleanup.enter_context(TemporaryDirectory()))
+    os.chown(folder, NOBODY, NOBODY)
+    device = Path("/dev/fuse")
+    before = stat.S_IMODE(device.stat().st_mode)
+    device.chmod(0o666)  # as udev does
+    cleanup.callback(device.chmod, before)
+    cleanup.callback(subprocess.run, ["umount", "-l", str(folder / "file")], capture_output=True, check=False)
+
+    def theirs() -> None:
+        image, file = folder / "device.img", folder / "file"
+        image.write_bytes(os.urandom(MIB + 5))
+        file.touch()
+        served = FuseExport.mount(blockcow.Device(image), str(file))
+        assert file.read_bytes() == image.read_bytes()
+        with file.open("rb"), pytest.raises(blockcow.BusyError):
+            served.close()
+        served.close()
+        served.close()
+        assert file.stat().st_size == 0
+
+    assert as_nobody(theirs) == ""
+
+
+def as_nobody(work: Callable[[], None]) -> str:
+    """Does something in a child that is an ordinary user; its error, or nothing."""
+    answer, result = os.pipe()
+    child = os.fork()
+    if child == 0:
+        text = ""
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            work()
+        except BaseException as error:  # whatever it is belongs to the parent
+            text = f"{type(error).__name__}: {error}"
+        os.write(result, text.encode())
+        os._exit(0)
+    os.close(result)
+    with os.fdopen(answer) as said:
+        text = said.read()
+    assert os.waitpid(child, 0)[1] == 0
+    return text
