@@ -245,7 +245,7 @@ def test_a_file_in_a_file_system_on_the_attached_device_lies_inside(
 
 
 def test_memory_that_is_not_there_is_refused(image: Path) -> None:
-    with pytest.raises(ContainerError, match="1024 TiB are not free, .* are; ask for less"):
+    with pytest.raises(ContainerError, match="1 PiB are not free, .* are; ask for less"):
         place("memory:1024T", image)
 
 
