@@ -124,10 +124,12 @@ class Device:
         """
 
     def _resume(self, kept: dict[str, int], note: str) -> Backup:
-        """Goes on with a backup of this device whose process is dead, given what `Backup.kept` returned there; the
-        descriptors are duplicated. Before the first request of a program comes through. The cut may have been published
-        already; then the backup is complete. Raises, mostly `StateError`, if it cannot go on: then it is broken, and what
-        it left at the destination is removed. Of a group that was cut together, cancel the others then."""
+        """Goes on with a backup of this device whose process is dead, given what `Backup.kept` returned there.
+
+        The descriptors are duplicated. Before the first request of a program comes through. The backup may have been
+        published already; then it is complete. Raises, mostly `StateError`, if it cannot go on: then it is broken, and
+        what it left at the destination is removed. Of a group that was cut together, cancel the others then.
+        """
 
 @final
 class NbdExport:
@@ -169,9 +171,12 @@ class Backup:
     def next_events(self, timeout: float) -> list[dict[str, Any]] | None:
         """Waits for events and returns those queued, maybe none at the timeout; ``None`` when no more will come."""
     def kept(self) -> tuple[dict[str, int], str]:
-        """What another process needs to go on with this backup: descriptors by name, and a note. To be given away before
-        the cut. They are copies and the caller's to close; whoever keeps them lets go of them after the end, because with
-        them memory and the lock on the image are kept. Raises `StateError` without ``keep``."""
+        """What another process needs to go on with this backup: descriptors by name, and a note.
+
+        To be given away before the cut. They are copies and the caller's to close; whoever keeps them lets go of them
+        after the end, because memory and the lock on the image last as long as they do. Raises `StateError` without
+        ``keep``.
+        """
     def block_map(self, cells: int) -> list[tuple[int, int, int, int]]:
         """For each of ``cells`` equal stretches of the device: blocks still to do, in the container, copied before
         write and gone to the destination, copied by the sweep. Blocks off the list are not counted."""

@@ -243,7 +243,7 @@ impl Device {
     fn _resume(&self, py: Python<'_>, kept: BTreeMap<String, RawFd>, note: String) -> PyResult<Backup> {
         self.with(py, |driver| {
             let copies = kept.into_iter().map(|(name, descriptor)| Ok((name, duplicate(descriptor)?)));
-            let remains = Remains::adopt(copies.collect::<Result<_>>()?, note, None, None)?;
+            let remains = Remains::adopt(copies.collect::<Result<_>>()?, note, None)?;
             Ok(Backup::new(driver.resume(remains)?, driver))
         })
     }
