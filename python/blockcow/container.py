@@ -19,6 +19,7 @@ from blockcow.inside import origin_of
 from blockcow.inside_file import is_marked
 from blockcow.node import Node, find, find_if_there
 from blockcow.preflight import check_new_file, require_apart, require_idle
+from blockcow.pressure import memory_available
 from blockcow.units import format_size, parse_size
 
 _SMALLEST_DEFAULT = 64 * 1024 * 1024
@@ -100,6 +101,10 @@ def _memory(rest: str, wanted: int | None) -> Container:
     length = _size_in(f"memory:{rest}", rest)
     if length == 0:
         raise ValueError("the container memory:0 is empty: give a size, for example memory:256M")
+    available = memory_available()
+    if available is not None and length > available:
+        sizes = f"{format_size(length)} are not free, {format_size(available)} are"
+        raise failure(ContainerError, f"use memory:{rest} as the container", f"{sizes}; ask for less, or name a file")
     return Container("memory", None, 0, length)
 
 
