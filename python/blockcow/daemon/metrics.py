@@ -99,13 +99,13 @@ def _escaped(text: str) -> str:
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
-def status(served: Served, backups: Backups, pids: dict[str, int]) -> dict[str, Any]:
+def status(served: Served, backups: Backups, facts: dict[str, Any]) -> dict[str, Any]:
     """What `GET /status` answers."""
     return {
         "name": served.config.name,
         "frontend": served.state.frontend,
         "can_restart": all(export.can_resend for export in served.exports),
-        **pids,
+        **facts,
         "worker_restarts": backups.restarts,
         "warnings": served.warnings,
         "devices": [

@@ -23,6 +23,7 @@ from blockcow.daemon.served import Served
 from blockcow.daemon.store import Store
 from blockcow.daemon.uses import uses_of
 from blockcow.errors import failure, fields_of
+from blockcow.pressure import brace
 
 log = logging.getLogger(__name__)
 
@@ -96,10 +97,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    footing = brace().as_dict()
     store = Store(link)
     try:
         worker = _begin(folder, config, store) if store.first else _take_over(folder, config, store)
-        _run(worker, folder)
+        _run(worker, folder, footing)
     except Exception as error:
         if not store.first:
             raise
@@ -123,7 +125,7 @@ def _take_over(folder: RunFolder, config: Config, store: Store) -> Worker:
     return Worker(served, backups)
 
 
-def _run(worker: Worker, folder: RunFolder) -> None:
+def _run(worker: Worker, folder: RunFolder, footing: dict[str, str]) -> None:
     served, store = worker.served, worker.served.store
     if not store.first:
         store.tell("ready", report=None)
@@ -135,7 +137,8 @@ def _run(worker: Worker, folder: RunFolder) -> None:
         listener = control.listen(str(folder.control))
         store.store("control", str(folder.control), [listener.fileno()])
     store.close_items()
-    interface = control.Control(listener, served, worker.backups, worker.detach, worker.restart)
+    facts = {"keeper_pid": store.keeper, "worker_pid": os.getpid(), "footing": footing}
+    interface = control.Control(listener, served, worker.backups, facts, worker.detach, worker.restart)
     interface.start()
     worker.backups.watch_resumed()
     if store.first:
