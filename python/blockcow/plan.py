@@ -119,6 +119,12 @@ class Plan:
         dest = self.manifest if self.dest_is_export else self.dest
         return [path for path in (container, dest) if path is not None]
 
+    def warnings(self) -> list[str]:
+        """What the user may not expect."""
+        if self.consistency == "freeze" and not self.mounts:
+            return ["there is nothing to freeze: no file system on the device is mounted"]
+        return []
+
     def describe(self) -> list[tuple[str, str]]:
         """The plan for people, as pairs of a word and what it will be."""
         whole = f"{format_size(self.device.size)} ({self.device.size} bytes)"
