@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +231,7 @@ class Backups:
         part.inside, part.kept_as = inside, f"backup:{name}:{number}"
         try:
             descriptors, note = backup.kept()
-            kept = _Kept(name, device.path, _storable(plan), note, list(descriptors), inside, self.restarts)
+            kept = _Kept(name, device.path, plan, note, list(descriptors), inside, self.restarts)
             try:
                 self._store.store(part.kept_as, msgspec.json.encode(kept).decode(), list(descriptors.values()))
             finally:
@@ -304,7 +303,8 @@ class Backups:
         device = self._served.device(kept.device)
         kept_descriptors = dict(zip(kept.names, self._store.items[item].descriptors, strict=True))
         try:
-            inner = device._resume(kept_descriptors, kept.note)  # noqa: SLF001 - the extension's, for us
+            export = kept.plan.open_dest()
+            inner = device._resume(kept_descriptors, kept.note, dest_export=export)  # noqa: SLF001 - the extension's, for us
             part = Part(kept.plan, Backup(inner, kept.plan.device.path, kept.plan.dest, kept.inside))
         except Exception as error:  # whatever it is, programs go on
             cause = f"the worker died during the backup, and it cannot go on: {error}"
@@ -346,9 +346,7 @@ class Backups:
         try:
             with self._lock:
                 if entry.over:
-                    note = msgspec.json.encode(
-                        [_Ended(_storable(part.plan), part.status()) for part in entry.parts]
-                    ).decode()
+                    note = msgspec.json.encode([_Ended(part.plan, part.status()) for part in entry.parts]).decode()
                     self._store.store(f"ended:{entry.id}", note)
                     for part in entry.parts:
                         self._let_go(part)
@@ -395,11 +393,6 @@ def _added(paths: list[str], path: str) -> None:
 def _removed(paths: list[str], path: str) -> None:
     with suppress(ValueError):
         paths.remove(path)
-
-
-def _storable(plan: Plan) -> Plan:
-    """Without the connections of an NBD export, which are this process's own."""
-    return replace(plan, container=replace(plan.container, export=None), dest_export=None)
 
 
 def _partials(plan: Plan) -> list[str]:
