@@ -99,11 +99,13 @@ impl Driver {
             Phase::Active | Phase::Publishing => {
                 let publishing = round.journal.phase() == Phase::Publishing;
                 let backup = self.go_on(&round, Outfit { publishing, ..outfit });
-                backup.inspect_err(|_| round.journal.end(State::Broken))
+                backup.inspect_err(|error| round.journal.end(State::Broken, Some(error)))
             }
             Phase::Complete => Ok(recall(round, outfit)),
             Phase::Prepared => Err(give_up(&round, "its process died before the cut was made")),
-            Phase::Broken => Err(give_up(&round, "it was broken before its process died")),
+            Phase::Broken => {
+                Err(give_up(&round, &format!("it was broken before its process died: {}", round.journal.cause())))
+            }
             Phase::Cancelled => Err(give_up(&round, "it was cancelled before its process died")),
         }
     }
