@@ -21,6 +21,7 @@ __all__ = [
     "FuseExport",
     "ManifestError",
     "MismatchError",
+    "NbdExport",
     "NbdServer",
     "NotFoundError",
     "StateError",
@@ -96,7 +97,7 @@ class Device:
         dest: str,
         manifest: str,
         dest_overwrite: bool,
-        container_kind: Literal["file", "block", "sections", "memory"],
+        container_kind: Literal["file", "block", "sections", "memory", "nbd"],
         container_path: str | None,
         container_sections: Sequence[tuple[int, int]],
         container_bytes: int,
@@ -110,12 +111,15 @@ class Device:
         ranges: Sequence[tuple[int, int]] | None,
         identity: dict[str, str],
         keep: bool = False,
+        container_export: NbdExport | None = None,
+        dest_export: NbdExport | None = None,
     ) -> Backup:
         """Creates a backup: opens the container and the destination, allocates memory, lists the blocks.
 
         ``container_sections`` are (offset, length) pairs on the device, for the kind ``sections``. ``container_bytes``
         0 means the whole block device. ``ranges`` are (offset, length) pairs and replace the list of all blocks less
         holes. ``identity`` is recorded in the manifest as given.
+        ``container_export`` and ``dest_export``, where given, are taken and stand for the paths.
         ``keep``: the memory is a memfd, so that another process can go on with the backup; see `Backup.kept`.
         """
 
@@ -126,6 +130,27 @@ class Device:
         published already; then it is complete. Raises, mostly `StateError`, if it cannot go on: then it is broken, and
         what it left at the destination is removed. Of a group that was cut together, cancel the others then.
         """
+
+@final
+class NbdExport:
+    """An export of an NBD server, open for writing, that can be looked at before a backup takes it."""
+
+    def __new__(cls, uri: str, role: Literal["container", "destination"], *, timeout: float) -> Self:
+        """Connects. ``timeout``: after how many seconds without any sign of it the server is given up. ``role`` is the
+        kind of the errors. Raises ValueError for a URI that means nothing, and for a read-only export."""
+    @property
+    def uri(self) -> str: ...
+    @property
+    def identity(self) -> str:
+        """Equal for two URIs that lead to one export by one way. Two that differ may still be one disk."""
+    @property
+    def size(self) -> int: ...
+    @property
+    def can_sync(self) -> bool:
+        """Whether the server can make data durable on demand, which a destination needs."""
+    def pread(self, length: int, offset: int) -> bytes: ...
+    def close(self) -> None:
+        """Ends the connections, unless a backup has taken them. Idempotent."""
 
 @final
 class Backup:

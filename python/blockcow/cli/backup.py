@@ -25,9 +25,11 @@ _PATIENCE = 30.0  # seconds
 @click.command(cls=Verb)
 @click.option("--device", required=True, type=click.Path(readable=False), help="Block device or image file to back up.")
 @click.option(
-    "--container", required=True, help="FILE, block device, device:OFFSET+LENGTH, device:free or memory:256M."
+    "--container",
+    required=True,
+    help="FILE, block device, device:OFFSET+LENGTH, device:free, memory:256M or NBD URI.",
 )
-@click.option("--dest", required=True, type=click.Path(readable=False), help="Image file to make, or a block device.")
+@click.option("--dest", required=True, type=click.Path(readable=False), help="Image file to make, device or NBD URI.")
 @click.option("--manifest", type=click.Path(readable=False), help="Where the manifest goes.  [default: DEST.manifest]")
 @click.option("--container-size", type=SIZE, help="[default: a sixteenth of the device, 64M to 4G]")
 @click.option("--staging-size", type=SIZE, help="Memory in front of the container.  [default: at most 64M]")
@@ -40,6 +42,9 @@ _PATIENCE = 30.0  # seconds
 @click.option("--consistency", type=click.Choice(POLICIES), default="auto", show_default=True)
 @click.option("--block-size", type=SIZE, help="Unit of copy-before-write.  [default: 4K, more for huge devices]")
 @click.option("--limit-read", type=SIZE, help="Most bytes a second that the sweep reads.  [default: no limit]")
+@click.option(
+    "--nbd-timeout", type=TIME, default="60s", show_default=True, help="Silence after which an NBD server is given up."
+)
 @click.option("--force", multiple=True, type=click.Choice(FORCES), help="Override one refusal; may be repeated.")
 @click.option("--strict", is_flag=True, help="Exit 3 if there were warnings.")
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, do nothing.")

@@ -81,7 +81,9 @@ impl Driver {
             let reason = format!("it is of a device of {} bytes, and this one has {}", facts.device_bytes, self.size());
             return Err(Error::new(ErrorKind::State, OPERATION, reason));
         }
-        let parts = layout.adopt(arena).map_err(|error| Error::io(ErrorKind::State, OPERATION, &error))?;
+        let failed = |error| Error::io(ErrorKind::State, OPERATION, &error);
+        let parts = layout.adopt(arena).map_err(failed)?;
+        parts.populate().map_err(failed)?;
         let blueprint = Blueprint {
             layout,
             limits: facts.limits(),
