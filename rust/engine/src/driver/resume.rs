@@ -18,6 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Reserved;
 use crate::geometry::{BlockRange, Geometry};
 use crate::journal::Phase;
+use crate::list::runs;
 use crate::round::{Cut, Round};
 use crate::state::State;
 use crate::storage::{FileStorage, SectionStorage, Storage};
@@ -168,6 +169,7 @@ impl Driver {
 /// Finds for each block where its bytes are. May be interrupted and done again, as nothing is let go that is needed.
 fn take_up(round: &Round, desks: &[Desk]) -> Result<()> {
     let (geometry, journal) = (round.geometry, &round.journal);
+    runs(&round.list.lock()).for_each(|run| round.gate.map().prepare_claims(run));
     let is_copied = |block: u32| round.gate.map().all_copied(BlockRange::at(block, 1));
     for desk in desks {
         match desk.extent().filter(|&extent| extent < geometry.extent_count() && !journal.is_delivered(extent)) {
