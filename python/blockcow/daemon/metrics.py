@@ -108,6 +108,7 @@ def status(served: Served, backups: Backups, pids: dict[str, int]) -> dict[str, 
         **pids,
         "worker_restarts": backups.restarts,
         "warnings": served.warnings,
+        "footing": served.footing.as_dict() if served.footing is not None else {},
         "devices": [
             {
                 "device": place.device,

@@ -23,6 +23,7 @@ from blockcow.daemon.served import Served
 from blockcow.daemon.store import Store
 from blockcow.daemon.uses import uses_of
 from blockcow.errors import failure, fields_of
+from blockcow.pressure import brace
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +97,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    footing = brace()  # before there are other threads
     store = Store(link)
     try:
         worker = _begin(folder, config, store) if store.first else _take_over(folder, config, store)
+        worker.served.footing = footing
         _run(worker, folder)
     except Exception as error:
         if not store.first:
@@ -127,7 +130,7 @@ def _run(worker: Worker, folder: RunFolder) -> None:
     served, store = worker.served, worker.served.store
     if not store.first:
         store.tell("ready", report=None)
-    from blockcow.daemon import control, report  # noqa: PLC0415 - programs do not wait for these imports
+    from blockcow.daemon import control, leftovers, report  # noqa: PLC0415 - programs do not wait for these imports
 
     if (item := store.items.get("control")) is not None:
         listener = socket.socket(fileno=os.dup(item.descriptors[0]))
@@ -138,6 +141,7 @@ def _run(worker: Worker, folder: RunFolder) -> None:
     interface = control.Control(listener, served, worker.backups, worker.detach, worker.restart)
     interface.start()
     worker.backups.watch_resumed()
+    leftovers.remove_when_mounted(served, worker.backups.lock)
     if store.first:
         made = report.of(served)
         if served.config.foreground:
