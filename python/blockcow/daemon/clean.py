@@ -34,10 +34,10 @@ def clean(folder: RunFolder) -> list[str]:
             _unmount(place.file, found)
     broken = [path.removesuffix(".partial") for path in state.partials if _remove(path)]
     found += [f"{path}: the backup is broken; what there was of it is removed" for path in broken]
-    for path in state.containers:
-        _container(path, found)
+    left = [path for path in dict.fromkeys((*folder.leftovers(), *state.containers)) if not _container(path, found)]
     for path in state.sockets:
         _remove(path)
+    folder.remember(left)
     shutil.rmtree(folder.path, ignore_errors=True)
     return found
 
@@ -75,14 +75,17 @@ def _loop(path: str, file: str | None, found: list[str]) -> None:
             found.append(f"{path}: still in use; it ends with its last user")
 
 
-def _container(path: str, found: list[str]) -> None:
+def _container(path: str, found: list[str]) -> bool:
+    """Whether it is removed. Where it is not seen its file system may only not be mounted."""
+    reason = "it is not there, is its file system unmounted?"
     try:
         if clean_inside(path):
             found.append(f"{path}: the container is removed")
+            return True
     except BlockcowError as error:
-        found.append(
-            f"{path}: the container stays behind, attach and mount its file system to have it removed: {error}"
-        )
+        reason = str(error)
+    found.append(f"{path}: the container stays until its file system is attached and mounted there again ({reason})")
+    return False
 
 
 def _remove(path: str) -> bool:

@@ -56,11 +56,11 @@ class Control:
         listener: socket.socket,
         served: Served,
         backups: Backups,
-        facts: dict[str, Any],
+        pids: dict[str, int],
         detach: Ending,
         restart: Callable[[], None],
     ) -> None:
-        self._served, self._backups, self._facts, self._detach, self._restart = served, backups, facts, detach, restart
+        self._served, self._backups, self._pids, self._detach, self._restart = served, backups, pids, detach, restart
         self._listener = listener
         config = uvicorn.Config(
             self._application(),
@@ -101,7 +101,7 @@ class Control:
         return Starlette(routes=routes, exception_handlers={Exception: _failed})
 
     async def _status(self, _request: HttpRequest) -> Response:
-        return _answer(await run_in_threadpool(metrics.status, self._served, self._backups, self._facts))
+        return _answer(await run_in_threadpool(metrics.status, self._served, self._backups, self._pids))
 
     async def _metrics(self, _request: HttpRequest) -> Response:
         text = await run_in_threadpool(metrics.render, self._served, self._backups)

@@ -23,6 +23,7 @@ from blockcow._blockcow import BusyError, TimeoutExpired
 from blockcow.consistency import quiesced
 from blockcow.daemon import keeper
 from blockcow.daemon.uses import mounts_on, require_outside_all
+from blockcow.elsewhere import require_elsewhere
 from blockcow.errors import failure, fields_of, rebuilt
 from blockcow.export import is_uri
 from blockcow.node import find
@@ -85,9 +86,12 @@ def ask(what: str, request: dict[str, Any], timeout: float = _PATIENCE) -> Answe
         errand.end()
 
 
-def plan(device: str, loop_path: str | None, other_loops: list[str], options: dict[str, Any]) -> Plan:
-    """The plan of a backup, as `make_plan` makes it; the mounts are those of the loop device and what lies on it."""
-    request = {"device": device, "loop": loop_path, "others": other_loops, "options": options}
+def plan(device: str, loop_path: str | None, other_loops: list[str], folder: Path, options: dict[str, Any]) -> Plan:
+    """The plan of a backup, as `make_plan` makes it; the mounts are those of the loop device and what lies on it.
+
+    Refuses what the daemon itself would need to read or write through a device that it serves, its ``folder`` too.
+    """
+    request = {"device": device, "loop": loop_path, "others": other_loops, "folder": str(folder), "options": options}
     if is_uri(options["dest"]) or is_uri(options["container"]):
         return _make(request)  # its connections must be this process's own; a server may take only one
     return msgspec.convert(ask("plan", request)[0]["plan"], Plan)
@@ -121,6 +125,11 @@ def _make(request: dict[str, Any]) -> Plan:
         require_outside_all(options["dest"], "destination", node.path, request["loop"], request["others"])
     if ":" not in options["container"]:
         require_outside_all(options["container"], "container", node.path, request["loop"], request["others"])
+    loops = [one for one in (request["loop"], *request["others"]) if one is not None]
+    places = {"run folder": request["folder"], "place of the programs": sys.prefix}
+    if (manifest := options.get("manifest")) is not None:
+        places["manifest"] = manifest
+    require_elsewhere(places, loops)
     return make_plan(node, options.pop("container"), options.pop("dest"), mounts=mounts, **options)
 
 

@@ -99,15 +99,16 @@ def _escaped(text: str) -> str:
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
-def status(served: Served, backups: Backups, facts: dict[str, Any]) -> dict[str, Any]:
+def status(served: Served, backups: Backups, pids: dict[str, int]) -> dict[str, Any]:
     """What `GET /status` answers."""
     return {
         "name": served.config.name,
         "frontend": served.state.frontend,
         "can_restart": all(export.can_resend for export in served.exports),
-        **facts,
+        **pids,
         "worker_restarts": backups.restarts,
         "warnings": served.warnings,
+        "footing": served.footing.as_dict() if served.footing is not None else {},
         "devices": [
             {
                 "device": place.device,

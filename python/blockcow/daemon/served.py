@@ -21,6 +21,7 @@ from blockcow.daemon.folders import Config, Place, RunFolder, State
 from blockcow.daemon.store import Store
 from blockcow.device import Device
 from blockcow.errors import failure, rebuilt
+from blockcow.pressure import Footing
 
 _UNMOUNT_SECONDS = 30.0
 
@@ -38,6 +39,8 @@ class Served:
     server: NbdServer | None = None
     listeners: list[socket.socket] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    footing: Footing | None = None
+    """How far this process is kept at work when memory is short."""
 
     def device(self, path: str) -> Device:
         """The device with this path, or its name. Raises NotFoundError through the store of names."""

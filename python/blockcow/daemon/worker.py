@@ -97,11 +97,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    footing = brace().as_dict()
+    footing = brace()  # before there are other threads
     store = Store(link)
     try:
         worker = _begin(folder, config, store) if store.first else _take_over(folder, config, store)
-        _run(worker, folder, footing)
+        worker.served.footing = footing
+        _run(worker, folder)
     except Exception as error:
         if not store.first:
             raise
@@ -125,11 +126,11 @@ def _take_over(folder: RunFolder, config: Config, store: Store) -> Worker:
     return Worker(served, backups)
 
 
-def _run(worker: Worker, folder: RunFolder, footing: dict[str, str]) -> None:
+def _run(worker: Worker, folder: RunFolder) -> None:
     served, store = worker.served, worker.served.store
     if not store.first:
         store.tell("ready", report=None)
-    from blockcow.daemon import control, report  # noqa: PLC0415 - programs do not wait for these imports
+    from blockcow.daemon import control, leftovers, report  # noqa: PLC0415 - programs do not wait for these imports
 
     if (item := store.items.get("control")) is not None:
         listener = socket.socket(fileno=os.dup(item.descriptors[0]))
@@ -137,10 +138,11 @@ def _run(worker: Worker, folder: RunFolder, footing: dict[str, str]) -> None:
         listener = control.listen(str(folder.control))
         store.store("control", str(folder.control), [listener.fileno()])
     store.close_items()
-    facts = {"keeper_pid": store.keeper, "worker_pid": os.getpid(), "footing": footing}
-    interface = control.Control(listener, served, worker.backups, facts, worker.detach, worker.restart)
+    pids = {"keeper_pid": store.keeper, "worker_pid": os.getpid()}
+    interface = control.Control(listener, served, worker.backups, pids, worker.detach, worker.restart)
     interface.start()
     worker.backups.watch_resumed()
+    leftovers.remove_when_mounted(served, worker.backups.lock)
     if store.first:
         made = report.of(served)
         if served.config.foreground:
