@@ -28,10 +28,10 @@ def clean(folder: RunFolder) -> list[str]:
         state = State(name=folder.name)
     _processes(folder, found)
     for place in state.places:
-        if place.file is not None:
-            _unmount(place.file, found)
         if place.loop is not None:
             _loop(place.loop, place.file, found)
+        if place.file is not None:
+            _unmount(place.file, found)
     broken = [path.removesuffix(".partial") for path in state.partials if _remove(path)]
     found += [f"{path}: the backup is broken; what there was of it is removed" for path in broken]
     left = [path for path in dict.fromkeys((*folder.leftovers(), *state.containers)) if not _container(path, found)]

@@ -302,6 +302,8 @@ def _stay_in_memory(log: Log) -> None:
         return
     if ctypes.CDLL(None, use_errno=True).mlockall(_LOCK_ALL) != 0:
         log.say(f"it cannot be locked in memory: {os.strerror(ctypes.get_errno())}")
+    with contextlib.suppress(OSError):
+        _write("/proc/self/oom_score_adj", "-1000\n")
 
 
 def main() -> int:

@@ -138,7 +138,8 @@ def _run(worker: Worker, folder: RunFolder) -> None:
         listener = control.listen(str(folder.control))
         store.store("control", str(folder.control), [listener.fileno()])
     store.close_items()
-    interface = control.Control(listener, served, worker.backups, worker.detach, worker.restart)
+    pids = {"keeper_pid": store.keeper, "worker_pid": os.getpid()}
+    interface = control.Control(listener, served, worker.backups, pids, worker.detach, worker.restart)
     interface.start()
     worker.backups.watch_resumed()
     leftovers.remove_when_mounted(served, worker.backups.lock)
