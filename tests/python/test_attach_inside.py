@@ -1,6 +1,8 @@
 """A container inside the file system on an attached device: from the command line, and through kills of the daemon."""
 
 import random
+import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from subprocess import Popen
@@ -11,7 +13,7 @@ import pytest
 from attached import mounted
 from conftest import MIB, assert_one_error, sh
 from live import Attach, Attaches, wait_until
-from test_inside import KINDS, assert_clean, fill
+from test_inside import KINDS, assert_clean, fill, overwrite
 
 SIZE = 400 * MIB
 
@@ -77,6 +79,43 @@ def test_a_backup_through_it_goes_on_when_the_worker_is_killed(
     image = mounted(cleanup, str(tmp_path / "out.img"), "-o", "loop")
     assert (image / "old").read_bytes() == random.Random(1).randbytes(32 * MIB)
     assert not (image / "new").exists()
+
+
+@pytest.mark.parametrize("filesystem", KINDS)
+def test_killed_at_random_moments_under_load_the_image_is_whole_or_there_is_none(
+    attached: Attach, tmp_path: Path, cleanup: ExitStack, filesystem: str
+) -> None:
+    sh(f"mkfs.{filesystem}", "-q", attached.path)
+    point = mounted(cleanup, attached.path)
+    fill(point, "old", 32 * MIB, 1)
+    stop, failures, chance = threading.Event(), list[Exception](), random.Random(4)
+    writer = threading.Thread(target=overwrite, args=(point, stop, failures))
+    cleanup.callback(writer.join)
+    cleanup.callback(stop.set)
+    writer.start()
+    kills = complete = 0
+    while complete < 3:
+        dest = tmp_path / f"out{kills}.img"
+        options = ("--container-size", "2M", "--staging-size", "64K", "--limit-read", "24M", "--cbw-timeout", "60s")
+        process = attached.start(
+            "backup", "--device", attached.path, "--container", point / "cow", "--dest", dest, *options, "--json"
+        )
+        for _ in range(2):
+            time.sleep(chance.uniform(0, 1))
+            attached.kill_worker()
+            kills += 1
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode in (0, 1, 20), stderr
+        assert dest.exists() == (process.returncode == 0), stderr
+        assert kills < 40, f"it never goes on: {stderr}"
+        assert not (point / "cow").exists()
+        if process.returncode == 0:
+            assert_clean(filesystem, dest, cleanup)
+            complete += 1
+            dest.unlink()
+    stop.set()
+    writer.join()
+    assert failures == []
 
 
 @pytest.mark.parametrize("filesystem", KINDS)
