@@ -76,6 +76,25 @@ def test_what_a_killed_daemon_leaves_is_cleaned(
     sh("e2fsck", "-fn", again.path)
 
 
+def test_killed_processes_do_not_wait_for_what_nobody_can_write_any_more(attached: Attach) -> None:
+    pids = [attached.pid(who) for who in ("keeper", "worker")]
+    Path(attached.path).write_bytes(os.urandom(16 * MIB))
+    with Path(attached.path).open("r+b") as program:
+        program.write(os.urandom(16 * MIB))
+        program.flush()  # to the page cache, where it is dirty
+        attached.kill("keeper", "worker")
+        wait_until(lambda: not any(is_running(pid) for pid in pids), "their end")
+    assert f"{attached.path}: detached" in attached.run("detach", "--clean").stderr
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there, and not only its name in the table."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
 def test_the_next_attach_cleans_as_well(attached: Attach, disk: Path, attaches: Attaches) -> None:
     attached.kill("keeper", "worker")
     wait_until(lambda: not attached.is_live(), "their death")
@@ -122,6 +141,17 @@ def test_a_worker_killed_again_and_again_is_replaced_each_time(attached: Attach)
         os.close(descriptor)
     assert attached.get("/status")["worker_restarts"] == 6
     attached.run("detach", attached.name)
+
+
+def test_a_worker_whose_keeper_is_killed_serves_on_and_can_be_detached(attached: Attach, attaches: Attaches) -> None:
+    attached.kill("keeper")
+    wait_until(lambda: attached.get("/status")["warnings"], "the worker to see it")
+    with Path(attached.path).open("r+b", buffering=0) as file:
+        file.write(bytes(4096))
+    assert_one_error(attached.run("restart", attached.name, check=False), 1, "keeper was killed")
+    assert attached.run("detach", "--clean").stderr == ""
+    attached.run("detach", attached.name)
+    assert list(attaches.base.iterdir()) == []
 
 
 def test_an_attach_that_fails_says_why_and_leaves_nothing(attaches: Attaches, disk: Path, tmp_path: Path) -> None:

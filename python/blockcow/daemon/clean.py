@@ -1,6 +1,5 @@
 """Removes what a keeper and worker left that were killed, or that gave up. Touches nothing that a live one holds."""
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -28,10 +27,11 @@ def clean(folder: RunFolder) -> list[str]:
         state = State(name=folder.name)
     _processes(folder, found)
     for place in state.places:
-        if place.loop is not None:
-            _loop(place.loop, place.file, found)
         if place.file is not None:
-            _unmount(place.file, found)
+            loops = loop.on_file(place.file)
+            _unmount(place.file, found)  # first: until then a loop device waits for whoever serves its file
+            for path in loops:
+                _loop(path, found)
     broken = [path.removesuffix(".partial") for path in state.partials if _remove(path)]
     found += [f"{path}: the backup is broken; what there was of it is removed" for path in broken]
     left = [path for path in dict.fromkeys((*folder.leftovers(), *state.containers)) if not _container(path, found)]
@@ -50,7 +50,7 @@ def _processes(folder: RunFolder, found: list[str]) -> None:
 
 def _unmount(file: str, found: list[str]) -> None:
     while any(mount.point == file for mount in mounts.mounted()):
-        command = ["umount", "--lazy", file] if os.geteuid() == 0 else ["fusermount3", "-u", "-z", file]
+        command = ["umount", "--force", "--lazy", file] if os.geteuid() == 0 else ["fusermount3", "-u", "-z", file]
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL
         )
@@ -60,19 +60,17 @@ def _unmount(file: str, found: list[str]) -> None:
         found.append(f"{file}: unmounted")
 
 
-def _loop(path: str, file: str | None, found: list[str]) -> None:
-    """Ends the loop device if it is still the one on our file. It ends by itself when its last user is gone."""
-    backing = Path(f"/sys/block/{Path(path).name}/loop/backing_file")
-    with contextlib.suppress(OSError):
-        if file is None or backing.read_text().strip().removesuffix(" (deleted)") != file:
-            return
-        advice = "is still mounted from it: unmount it, then attach and mount again"
-        found += [f"{path} is gone, but {point} {advice}" for point in mounts_on(path)]
-        try:
-            loop.adopt(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)).detach(1.0)
-            found.append(f"{path}: detached")
-        except BlockcowError:
-            found.append(f"{path}: still in use; it ends with its last user")
+def _loop(path: str, found: list[str]) -> None:
+    """Ends the loop device on our file; one that is in use ends with its last user."""
+    advice = "is still mounted from it: unmount it, then attach and mount again"
+    found += [f"{path} is gone, but {point} {advice}" for point in mounts_on(path)]
+    try:
+        loop.adopt(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)).detach(1.0)
+        found.append(f"{path}: detached")
+    except BlockcowError:
+        found.append(f"{path}: still in use; it ends with its last user")
+    except OSError as error:
+        found.append(f"{path} cannot be detached: {error.strerror}")
 
 
 def _container(path: str, found: list[str]) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from blockcow import loop
-from blockcow._blockcow import BusyError, TimeoutExpired
+from blockcow._blockcow import TimeoutExpired
 from blockcow.consistency import quiesced
 from blockcow.daemon import keeper
 from blockcow.daemon.uses import mounts_on, require_outside_all
@@ -30,7 +30,6 @@ from blockcow.node import find
 from blockcow.plan import Plan, make_plan
 
 _PATIENCE = 120.0  # seconds
-_DETACH_SECONDS = 20.0
 
 Answer = tuple[dict[str, Any], list[int]]
 
@@ -141,26 +140,15 @@ def _rest(link: socket.socket, request: dict[str, Any]) -> None:
 
 
 def _loop(link: socket.socket, request: dict[str, Any]) -> None:
-    made = loop.attach(request["file"], sector=request["sector"], read_only=request["read_only"])
-    keeper.send(link, {"path": made.path, "writes_at_once": made.writes_at_once}, (made.fd,))
+    wanted = {"sector": request["sector"], "read_only": request["read_only"]}
+    made = loop.attach(request["file"], **wanted, autoclear=False)
+    os.close(made.fd)
+    keeper.send(link, {"path": made.path, "writes_at_once": made.writes_at_once})
 
 
 def _unloop(link: socket.socket, request: dict[str, Any]) -> None:
-    """Opens the loop device first, so that whoever holds it can let go without being the last."""
-    path = request["path"]
-    ours = loop.adopt(path, os.open(path, os.O_RDWR | os.O_CLOEXEC))
-    keeper.send(link, {})
-    keeper.receive(link)
-    backing = Path(f"/sys/block/{Path(path).name}/loop/backing_file")
-    before = backing.read_text()
-    try:
-        ours.detach(_DETACH_SECONDS)
-    except BusyError as error:
-        again = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        if backing.read_text() == before:  # it is still ours
-            keeper.send(link, {"busy": fields_of(error)}, (again,))
-            return
-        os.close(again)
+    for path in loop.on_file(request["file"]):
+        loop.adopt(path, os.open(path, os.O_RDWR | os.O_CLOEXEC)).detach(request["timeout"])
     keeper.send(link, {})
 
 

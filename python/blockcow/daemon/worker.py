@@ -6,6 +6,7 @@ The data path comes first and everything slow to import afterwards: programs wai
 import logging
 import os
 import queue
+import shutil
 import signal
 import socket
 import sys
@@ -77,6 +78,9 @@ class Worker:
 
     def restart(self) -> None:
         """Gives way to a new worker."""
+        if not self.served.store.has_keeper:
+            reason = "its keeper was killed, so nobody would start another; detach and attach instead"
+            raise failure(StateError, f"restart {self.served.config.name}", reason)
         if not all(export.can_resend for export in self.served.exports):
             reason = "this kernel cannot send requests again, so programs would get errors; detach and attach instead"
             raise failure(StateError, f"restart {self.served.config.name}", reason)
@@ -152,6 +156,8 @@ def _run(worker: Worker, folder: RunFolder) -> None:
     how = worker.ends.get()
     interface.close()
     store.tell(how)
+    if not store.has_keeper:
+        shutil.rmtree(folder.path, ignore_errors=True)
     if how == "restart":
         os.kill(os.getpid(), signal.SIGKILL)  # as the death that the next worker is made for
     os._exit(0)
