@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -153,6 +153,9 @@ def memory_limit(limit: int) -> Iterator[Path]:
                 yield group
                 return
         finally:
+            for pid in (group / "cgroup.procs").read_text().split():  # where a test failed, its daemon is still there
+                with suppress(OSError):
+                    (Path(parent) / "cgroup.procs").write_text(pid)
             until = time.monotonic() + 10
             while group.exists() and time.monotonic() < until:
                 try:
