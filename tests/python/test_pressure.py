@@ -137,6 +137,14 @@ def restore(swap: Path, saved: bytes) -> None:
         file.write(saved)
 
 
+def empty(group: Path) -> None:
+    """Where a test failed its daemon is still there, and a group that is not empty stays."""
+    procs = group / "cgroup.procs"
+    for pid in procs.read_text().split() if procs.exists() else ():
+        with suppress(OSError):
+            (group.parent / "cgroup.procs").write_text(pid)
+
+
 @contextmanager
 def memory_limit(limit: int) -> Iterator[Path]:
     """A control group whose processes, and the page cache that they fill, get so many bytes."""
@@ -153,9 +161,7 @@ def memory_limit(limit: int) -> Iterator[Path]:
                 yield group
                 return
         finally:
-            for pid in (group / "cgroup.procs").read_text().split():  # where a test failed, its daemon is still there
-                with suppress(OSError):
-                    (Path(parent) / "cgroup.procs").write_text(pid)
+            empty(group)
             until = time.monotonic() + 10
             while group.exists() and time.monotonic() < until:
                 try:
