@@ -163,6 +163,11 @@ impl Round {
         let moved = self.life.go(to, Some(cause));
         if moved.is_some() {
             self.let_go();
+            // Whoever waits for the end waits for the I/O under way too.
+            self.destination.holds().interrupt();
+            if let Some(log) = self.container.storage().filter(|_| !self.gate.has_reserved()) {
+                log.interrupt();
+            }
         }
         self.announce(moved, to);
         moved.is_some()

@@ -107,6 +107,10 @@ impl Storage for SectionStorage {
         self.inner.sync()
     }
 
+    fn interrupt(&self) {
+        self.inner.interrupt();
+    }
+
     fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>> {
         if from >= self.size {
             return Ok(None);
