@@ -43,7 +43,7 @@ lint: $(extension)  ## Check format, lints, types, the extension's stub and the 
 	$(bin)/python -m mypy.stubtest blockcow._blockcow
 	$(bin)/python -m pytest -q tests/test_layering.py
 
-bench: $(extension) | debian-for-tests  ## Measure against others: pure Python, dd, qemu-storage-daemon (QUICK=1: only see that it works)
+bench: $(extension) | debian-for-tests  ## Measure beside dd, pure Python and QEMU (QUICK=1: only see that it works)
 	$(bin)/python -m pytest bench/test_bench.py bench/test_frontends.py --timeout=0 --benchmark-quiet $(bench_options)
 
 build: $(extension)  ## Build the extension and install the package into .venv
@@ -70,4 +70,5 @@ debian-for-demo:
 	@scripts/install-debian-packages e2fsprogs util-linux
 
 debian-for-tests:
-	@scripts/install-debian-packages btrfs-progs e2fsprogs fdisk fio fuse3 libnbd-bin nbdkit qemu-system-common qemu-utils util-linux xfsprogs
+	@scripts/install-debian-packages btrfs-progs e2fsprogs fdisk fio fuse3 libnbd-bin nbdkit qemu-system-common \
+		qemu-system-x86 qemu-utils strace util-linux xfsprogs

@@ -21,6 +21,7 @@ __all__ = [
     "FuseExport",
     "ManifestError",
     "MismatchError",
+    "NbdExport",
     "NbdServer",
     "NotFoundError",
     "StateError",
@@ -96,7 +97,7 @@ class Device:
         dest: str,
         manifest: str,
         dest_overwrite: bool,
-        container_kind: Literal["file", "block", "sections", "memory"],
+        container_kind: Literal["file", "block", "sections", "memory", "nbd"],
         container_path: str | None,
         container_sections: Sequence[tuple[int, int]],
         container_bytes: int,
@@ -110,20 +111,48 @@ class Device:
         ranges: Sequence[tuple[int, int]] | None,
         identity: dict[str, str],
         keep: bool = False,
+        container_export: NbdExport | None = None,
+        dest_export: NbdExport | None = None,
     ) -> Backup:
         """Creates a backup: opens the container and the destination, allocates memory, lists the blocks.
 
         ``container_sections`` are (offset, length) pairs on the device, for the kind ``sections``. ``container_bytes``
         0 means the whole block device. ``ranges`` are (offset, length) pairs and replace the list of all blocks less
         holes. ``identity`` is recorded in the manifest as given.
+        ``container_export`` and ``dest_export``, where given, are taken and stand for the paths.
         ``keep``: the memory is a memfd, so that another process can go on with the backup; see `Backup.kept`.
         """
 
-    def _resume(self, kept: dict[str, int], note: str) -> Backup:
-        """Goes on with a backup of this device whose process is dead, given what `Backup.kept` returned there; the
-        descriptors are duplicated. Before the first request of a program comes through. The cut may have been published
-        already; then the backup is complete. Raises, mostly `StateError`, if it cannot go on: then it is broken, and what
-        it left at the destination is removed. Of a group that was cut together, cancel the others then."""
+    def _resume(self, kept: dict[str, int], note: str, *, dest_export: NbdExport | None = None) -> Backup:
+        """Goes on with a backup of this device whose process is dead, given what `Backup.kept` returned there.
+
+        The descriptors are duplicated. Before the first request of a program comes through. The backup may have been
+        published already; then it is complete. Raises, mostly `StateError`, if it cannot go on: then it is broken, and
+        what it left at the destination is removed. Of a group that was cut together, cancel the others then.
+        ``dest_export``: a destination on an NBD server, opened anew. With a container there no backup goes on: what the
+        dead process had sent may still come to it.
+        """
+
+@final
+class NbdExport:
+    """An export of an NBD server, open for writing, that can be looked at before a backup takes it."""
+
+    def __new__(cls, uri: str, role: Literal["container", "destination"], *, timeout: float) -> Self:
+        """Connects. ``timeout``: after how many seconds without any sign of it the server is given up. ``role`` is the
+        kind of the errors. Raises ValueError for a URI that means nothing, and for a read-only export."""
+    @property
+    def uri(self) -> str: ...
+    @property
+    def identity(self) -> str:
+        """Equal for two URIs that lead to one export by one way. Two that differ may still be one disk."""
+    @property
+    def size(self) -> int: ...
+    @property
+    def can_sync(self) -> bool:
+        """Whether the server can make data durable on demand, which a destination needs."""
+    def pread(self, length: int, offset: int) -> bytes: ...
+    def close(self) -> None:
+        """Ends the connections, unless a backup has taken them. Idempotent."""
 
 @final
 class Backup:
@@ -144,9 +173,12 @@ class Backup:
     def next_events(self, timeout: float) -> list[dict[str, Any]] | None:
         """Waits for events and returns those queued, maybe none at the timeout; ``None`` when no more will come."""
     def kept(self) -> tuple[dict[str, int], str]:
-        """What another process needs to go on with this backup: descriptors by name, and a note. To be given away before
-        the cut. They are copies and the caller's to close; whoever keeps them lets go of them after the end, because with
-        them memory and the lock on the image are kept. Raises `StateError` without ``keep``."""
+        """What another process needs to go on with this backup: descriptors by name, and a note.
+
+        To be given away before the cut. They are copies and the caller's to close; whoever keeps them lets go of them
+        after the end, because memory and the lock on the image last as long as they do. Raises `StateError` without
+        ``keep``.
+        """
     def block_map(self, cells: int) -> list[tuple[int, int, int, int]]:
         """For each of ``cells`` equal stretches of the device: blocks still to do, in the container, copied before
         write and gone to the destination, copied by the sweep. Blocks off the list are not counted."""

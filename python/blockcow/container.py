@@ -1,7 +1,7 @@
 """Where the container goes: reads `--container`, finds the place, refuses places that would lose or corrupt data.
 
 Forms: a file path, also in a file system that lies on the device; a block device; ``device:OFFSET+LENGTH``;
-``device:free``; ``memory:256M``. Creates nothing.
+``device:free``; ``memory:256M``; the URI of an NBD server's export. Creates nothing.
 """
 
 import os
@@ -13,11 +13,13 @@ from typing import Literal
 from blockcow import mounts, signature, sysfs
 from blockcow._blockcow import BusyError, ContainerError, ExistsError
 from blockcow.errors import failure
+from blockcow.export import TIMEOUT, hold, is_uri, open_blank
 from blockcow.freespace import ALIGNMENT, largest_free, used
 from blockcow.inside import origin_of
 from blockcow.inside_file import is_marked
 from blockcow.node import Node, find, find_if_there
 from blockcow.preflight import check_new_file, require_apart, require_idle
+from blockcow.pressure import memory_available
 from blockcow.units import format_size, parse_size
 
 _SMALLEST_DEFAULT = 64 * 1024 * 1024
@@ -29,7 +31,7 @@ _DEFAULT_PART = 16  # of the device
 class Container:
     """A place for the container, found fit."""
 
-    kind: Literal["file", "block", "section", "memory", "inside"]
+    kind: Literal["file", "block", "section", "memory", "inside", "nbd"]
     path: str | None
     offset: int
     """Of a section on the device. Of a file inside a file system on the device: where that begins."""
@@ -57,6 +59,7 @@ def resolve(
     size: str | int | None,
     force: Collection[str],
     own_mounts: Sequence[str],
+    nbd_timeout: float = TIMEOUT,
 ) -> Container:
     """The container that ``spec`` means for a backup of ``device`` to ``dest``.
 
@@ -74,12 +77,14 @@ def resolve(
         return _free_section(device, wanted) if rest == "free" else _section(rest, device, wanted, force)
     if not text:
         raise ValueError("the container is empty: name a file, a block device, device:free or memory:256M")
+    if is_uri(text):
+        return _export(text, wanted, force, nbd_timeout)
     node = find_if_there(text, "container")
     if node is not None and node.key == device.key:
         raise ValueError(
             f"the container {text} is the device itself: name another place, or a part as device:OFFSET+LENGTH"
         )
-    if _same_place(text, dest):
+    if not is_uri(dest) and _same_place(text, dest):
         raise ValueError(f"the container {text} is also the destination: name another place")
     if node is not None and node.is_block:
         return _block(node, device, wanted, force)
@@ -94,6 +99,10 @@ def _memory(rest: str, wanted: int | None) -> Container:
     length = _size_in(f"memory:{rest}", rest)
     if length == 0:
         raise ValueError("the container memory:0 is empty: give a size, for example memory:256M")
+    available = memory_available()
+    if available is not None and length > available:
+        sizes = f"{format_size(length)} are not free, {format_size(available)} are"
+        raise failure(ContainerError, f"use memory:{rest} as the container", f"{sizes}; ask for less, or name a file")
     return Container("memory", None, 0, length)
 
 
@@ -162,6 +171,18 @@ def _block(node: Node, device: Node, wanted: int | None, force: Collection[str])
     if "container-has-filesystem" not in force:
         signature.require_none(node, "container", "container-has-filesystem")
     return Container("block", node.path, 0, wanted or node.size)
+
+
+def _export(uri: str, wanted: int | None, force: Collection[str], timeout: float) -> Container:
+    export = open_blank(uri, "container", "container-has-filesystem" in force, timeout)
+    if export.size < (wanted or 1):
+        reason = (
+            f"it holds {format_size(export.size)}, not {format_size(wanted or 1)}; ask for less, or name a larger one"
+        )
+        raise failure(ContainerError, f"open the container {uri}", reason)
+    place = Container("nbd", export.uri, 0, wanted or export.size)
+    hold(place, export)
+    return place
 
 
 def _file(

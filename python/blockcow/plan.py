@@ -12,8 +12,9 @@ from typing import Any, TypedDict
 from blockcow import sysfs
 from blockcow.consistency import POLICIES
 from blockcow.container import Container, node_of, require_outside, resolve
+from blockcow.export import TIMEOUT, NbdExport, held, hold, is_uri, take
 from blockcow.node import Node
-from blockcow.preflight import check_dest, check_manifest
+from blockcow.preflight import check_dest, check_dest_export, check_manifest
 from blockcow.units import format_size, format_time, parse_share, parse_size, parse_time
 
 FORCES = ("dest-exists", "dest-has-filesystem", "container-exists", "container-has-filesystem")
@@ -25,7 +26,8 @@ class Options(TypedDict, total=False):
     """What `Device.backup` and `blockcow.backup` take besides the container and the destination."""
 
     container_size: str | int | None
-    """For a file, device:free or block container. A sixteenth of the device, 64 MiB to 4 GiB; all of a block device."""
+    """For a file, device:free, a block device or an NBD export. A sixteenth of the device, 64 MiB to 4 GiB; all of the
+    last two."""
     capacity: str | int
     """How full the container may be before writes wait; part of the container or bytes. ``90%``."""
     drain: str | int
@@ -43,9 +45,11 @@ class Options(TypedDict, total=False):
     ranges: Sequence[tuple[int, int]] | None
     """Back up only these (offset, length) pairs."""
     manifest: str | os.PathLike[str] | None
-    """Where the manifest goes; beside a file destination by default, required for a block device."""
+    """Where the manifest goes; beside a file destination by default, required for a block device or NBD export."""
     staging_size: str | int | None
     """Memory in front of the container; at most 64 MiB by default."""
+    nbd_timeout: str | float
+    """Seconds without any sign of an NBD server after which it is given up. 60."""
     force: Collection[str]
     """Names of refusals to override; see `FORCES`."""
     mounts: Sequence[str] | None
@@ -60,6 +64,7 @@ class Plan:
     container: Container
     dest: str
     dest_is_file: bool
+    dest_is_export: bool
     dest_overwrite: bool
     manifest: str
     staging_bytes: int
@@ -72,6 +77,7 @@ class Plan:
     ranges: Sequence[tuple[int, int]] | None
     consistency: str
     mounts: Sequence[str]
+    nbd_timeout: float
 
     def arguments(self, inside: Sequence[tuple[int, int]] = ()) -> dict[str, Any]:
         """What the extension's ``Device._prepare`` is called with; ``inside``: where a container inside lies."""
@@ -93,12 +99,31 @@ class Plan:
             "limit_read": self.limit_read,
             "ranges": self.ranges,
             "identity": _identity(self.device),
+            "container_export": self._container_export(),
+            "dest_export": self.open_dest(),
         }
+
+    def _container_export(self) -> NbdExport | None:
+        place = self.container
+        if place.kind != "nbd" or place.path is None:
+            return None
+        return take(place, place.path, "container", self.nbd_timeout)
+
+    def open_dest(self) -> NbdExport | None:
+        """The export of an NBD server that is the destination, if it is one."""
+        return take(self, self.dest, "destination", self.nbd_timeout) if self.dest_is_export else None
 
     def outside(self) -> list[str]:
         """Paths that are written during the backup through their own file system: it must not be frozen."""
-        container = self.container.path if self.container.kind != "inside" else None
-        return [path for path in (container, self.dest) if path is not None]
+        container = self.container.path if self.container.kind not in ("inside", "nbd") else None
+        dest = self.manifest if self.dest_is_export else self.dest
+        return [path for path in (container, dest) if path is not None]
+
+    def warnings(self) -> list[str]:
+        """What the user may not expect."""
+        if self.consistency == "freeze" and not self.mounts:
+            return ["there is nothing to freeze: no file system on the device is mounted"]
+        return []
 
     def describe(self) -> list[tuple[str, str]]:
         """The plan for people, as pairs of a word and what it will be."""
@@ -136,6 +161,7 @@ def make_plan(
     ranges: Sequence[tuple[int, int]] | None = None,
     manifest: str | os.PathLike[str] | None = None,
     staging_size: str | int | None = None,
+    nbd_timeout: str | float = TIMEOUT,
     force: Collection[str] = (),
     mounts: Sequence[str] | None = None,
 ) -> Plan:
@@ -146,19 +172,23 @@ def make_plan(
         _one_of("force", name, FORCES)
     block_bytes = None if block_size is None else _block_size(block_size)
     dest_path, own_mounts = os.fspath(dest), list(mounts or ())
-    dest_node = check_dest(device, dest_path, force)
-    place = resolve(container, device, dest_path, container_size, force, own_mounts)
-    _check_places(device, place, dest_node, dest_path, own_mounts)
+    silence = parse_time(nbd_timeout)
+    remote = is_uri(dest_path)
+    dest_node = None if remote else check_dest(device, dest_path, force)
+    manifest_path = _manifest(manifest, dest_path, dest_node)
+    dest_export = check_dest_export(device, dest_path, force, silence) if remote else None
+    place = resolve(container, device, dest_path, container_size, force, own_mounts, silence)
+    _check_places(device, place, dest_node or dest_export, dest_path, own_mounts)
     if place.length < (block_bytes or 1):
         sizes = f"{format_size(place.length)} is less than one block of {format_size(block_bytes or 1)}"
         raise ValueError(f"the container is too small: {sizes}")
-    manifest_path = _manifest(manifest, dest_path, dest_node)
     check_manifest(manifest_path, force)
-    return Plan(
+    plan = Plan(
         device=device,
         container=place,
         dest=dest_path,
-        dest_is_file=dest_node is None or not dest_node.is_block,
+        dest_is_file=not remote and (dest_node is None or not dest_node.is_block),
+        dest_is_export=remote,
         dest_overwrite="dest-exists" in force,
         manifest=manifest_path,
         staging_bytes=min(_MOST_STAGING, place.length) if staging_size is None else parse_size(staging_size),
@@ -171,7 +201,11 @@ def make_plan(
         ranges=ranges,
         consistency=consistency,
         mounts=own_mounts,
+        nbd_timeout=silence,
     )
+    if dest_export is not None:
+        hold(plan, dest_export)
+    return plan
 
 
 def _one_of(what: str, name: str, names: Sequence[str]) -> None:
@@ -193,7 +227,14 @@ def _block_size(text: str | int) -> int:
     return size
 
 
-def _check_places(device: Node, place: Container, dest_node: Node | None, dest: str, own_mounts: Sequence[str]) -> None:
+def _check_places(
+    device: Node, place: Container, dest_node: Node | NbdExport | None, dest: str, own_mounts: Sequence[str]
+) -> None:
+    if isinstance(dest_node, NbdExport):
+        export = held(place)
+        if export is not None and export.identity == dest_node.identity:
+            raise ValueError(f"the container {place.path} is also the destination: name another export")
+        return
     container_node = node_of(place)
     if dest_node is not None and container_node is not None and dest_node.key == container_node.key:
         raise ValueError(f"the container {place.path} is also the destination: name another place")
@@ -204,6 +245,10 @@ def _check_places(device: Node, place: Container, dest_node: Node | None, dest: 
 def _manifest(manifest: str | os.PathLike[str] | None, dest: str, dest_node: Node | None) -> str:
     if manifest is not None:
         return os.fspath(manifest)
+    if is_uri(dest):
+        raise ValueError(
+            f"the destination {dest} is on an NBD server: say where the manifest goes, with the option manifest"
+        )
     if dest_node is not None and dest_node.is_block:
         raise ValueError(
             f"the destination {dest} is a block device: say where the manifest goes, with the option manifest"

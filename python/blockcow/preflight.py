@@ -10,6 +10,7 @@ from pathlib import Path
 from blockcow import signature, sysfs
 from blockcow._blockcow import BusyError, ExistsError, NotFoundError
 from blockcow.errors import failure
+from blockcow.export import NbdExport, open_blank
 from blockcow.node import Node, find, find_if_there
 from blockcow.units import format_size
 from blockcow.usage import Survey
@@ -73,6 +74,18 @@ def check_dest(device: Node, dest: str, force: Collection[str]) -> Node | None:
     if "dest-has-filesystem" not in force:
         signature.require_none(node, "destination", "dest-has-filesystem")
     return node
+
+
+def check_dest_export(device: Node, uri: str, force: Collection[str], timeout: float) -> NbdExport:
+    """The export of an NBD server that is the destination, open and found fit to receive a backup of ``device``."""
+    export = open_blank(uri, "destination", "dest-has-filesystem" in force, timeout)
+    if export.size < device.size:
+        sizes = f"it holds {format_size(export.size)}, the device {format_size(device.size)}"
+        raise ValueError(f"the destination {uri} is too small: {sizes}; name a larger one")
+    if not export.can_sync:
+        reason = "its server offers neither FLUSH nor FUA, so nothing tells when a backup is safe there"
+        raise ValueError(f"the destination {uri} cannot be used: {reason}; name another")
+    return export
 
 
 def check_new_file(path: str, role: str) -> None:

@@ -32,7 +32,12 @@ class Signature:
 
 def probe(node: Node) -> Signature:
     """The signature of ``node``. Raises LookupError with the reason if it cannot be told for sure."""
-    result = programs.run("blkid", ["-p", "-o", "export", node.path])
+    return probe_path(node.path)
+
+
+def probe_path(path: str) -> Signature:
+    """The same for a path that leads to a device or file."""
+    result = programs.run("blkid", ["-p", "-o", "export", path])
     if result is None:
         raise LookupError("the program blkid (package util-linux) is missing")
     if result.returncode == _NOTHING and not result.stderr.strip():

@@ -1,5 +1,6 @@
 """Facts on block devices from /sys: partitions, holders, loop files, swap. No opinion on what they mean."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +92,12 @@ def loops_on() -> dict[tuple[str, int, int], str]:
         if info is not None:
             found[("file", info.st_dev, info.st_ino)] = f"/dev/{loop.name}"
     return found
+
+
+def loops_over(path: str | os.PathLike[str]) -> list[Path]:
+    """The sysfs folders of the loop devices on the file with this very name. Asks only sysfs: the file may hang."""
+    name = os.path.abspath(path)  # noqa: PTH100 - resolve() would look at the file
+    return [loop.resolve() for loop in _CLASS.glob("loop*") if text(loop / "loop" / "backing_file") == name]
 
 
 def swaps() -> list[tuple[str, int, int]]:

@@ -244,6 +244,11 @@ def test_a_file_in_a_file_system_on_the_attached_device_lies_inside(
     assert place(path, image, size="1M", own_mounts=(str(point),)) == Container("inside", path, 2 * MIB, MIB)
 
 
+def test_memory_that_is_not_there_is_refused(image: Path) -> None:
+    with pytest.raises(ContainerError, match="1 PiB are not free, .* are; ask for less"):
+        place("memory:1024T", image)
+
+
 def test_sizes_in_the_name_exclude_a_container_size(image: Path) -> None:
     assert place("memory:1M", image) == Container("memory", None, 0, MIB)
     for spec in ("memory:1M", "device:0+4K"):

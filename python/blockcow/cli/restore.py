@@ -6,7 +6,8 @@ from blockcow._blockcow import read_manifest
 from blockcow._blockcow import restore as restore_image
 from blockcow.cli.progress import Meter, option_progress
 from blockcow.cli.verb import Verb, print_json, say
-from blockcow.cli.verify import say_damaged
+from blockcow.cli.verify import manifest_of, say_damaged
+from blockcow.export import is_uri
 from blockcow.node import Node, find, find_if_there
 from blockcow.preflight import require_idle
 from blockcow.signature import probe
@@ -27,13 +28,13 @@ _FORCES = ("damaged", "mounted")
 def restore(
     image: str, device: str, manifest: str | None, force: tuple[str, ...], dry_run: bool, progress: str, as_json: bool
 ) -> None:
-    """Writes IMAGE to a device, whose content is lost.
+    """Writes IMAGE to a device, whose content is lost. Either may be an NBD URI.
 
     Refuses a damaged image, and a device that is mounted or in use.
     """
-    manifest = manifest or f"{image}.manifest"
+    manifest = manifest_of(image, manifest)
     needed = int(read_manifest(manifest)["size"])
-    node = _check_device(device, find(image, "image"), needed, force)
+    node = _check_device(device, image, needed, force)
     if dry_run:
         _say_plan(image, device, node, needed, as_json)
         return
@@ -54,11 +55,15 @@ def restore(
         say(f"blockcow: {device} is restored from {image}: {format_size(result['bytes'])}, synced to the device")
 
 
-def _check_device(device: str, image: Node, needed: int, force: tuple[str, ...]) -> Node | None:
+def _check_device(device: str, image: str, needed: int, force: tuple[str, ...]) -> Node | None:
+    if is_uri(device):
+        if device == image:
+            raise ValueError(f"the device {device} is the image itself: name another")
+        return None
     node = find_if_there(device, "device")
     if node is None:
         return None
-    if node.key == image.key:
+    if not is_uri(image) and node.key == find(image, "image").key:
         raise ValueError(f"the device {device} is the image itself: name another")
     require_idle(node, ignore={"mounted"} if "mounted" in force else ())
     if node.is_block and node.size < needed:
@@ -68,7 +73,10 @@ def _check_device(device: str, image: Node, needed: int, force: tuple[str, ...])
 
 
 def _say_plan(image: str, device: str, node: Node | None, needed: int, as_json: bool) -> None:
-    content = "nothing, it would be created" if node is None else _content(node)
+    if is_uri(device):
+        content = "something that was not looked at"
+    else:
+        content = "nothing, it would be created" if node is None else _content(node)
     if as_json:
         print_json("plan", {"image": image, "device": device, "bytes": needed, "content": content})
         return

@@ -7,22 +7,30 @@ use blockcow_engine::driver::ContainerPlace;
 use blockcow_engine::error::{Error, ErrorKind, Result};
 use blockcow_engine::geometry::ByteRange;
 use blockcow_engine::storage::{Access, FileStorage};
+use blockcow_frontends::nbd::client::NbdStorage;
+
+use crate::place;
 
 /// A container's kind, its path or sections, and its size in bytes.
 pub struct Description {
-    /// `file`, `block`, `sections` or `memory`.
+    /// `file`, `block`, `nbd`, `sections` or `memory`.
     pub kind: String,
     /// The file or block device.
     pub path: Option<PathBuf>,
     /// Offsets and lengths of the sections.
     pub sections: Vec<(u64, u64)>,
-    /// The size; 0 takes the whole block device.
+    /// The size; 0 takes the whole block device or export.
     pub bytes: u64,
+    /// The export of an NBD server.
+    pub export: Option<Arc<NbdStorage>>,
 }
 
 impl Description {
     /// Opens or creates it.
-    pub fn open(&self) -> Result<ContainerPlace> {
+    pub fn open(self) -> Result<ContainerPlace> {
+        if let Some(export) = self.export {
+            return Ok(ContainerPlace::Storage(place::container(export, self.bytes)?));
+        }
         match (self.kind.as_str(), &self.path) {
             ("memory", _) => Ok(ContainerPlace::Memory(self.bytes)),
             ("sections", _) => Ok(ContainerPlace::Sections(byte_ranges(&self.sections)?)),

@@ -17,6 +17,8 @@ use std::collections::BTreeMap;
 use crate::backup::{Backup, duration};
 use crate::container::{Description, byte_ranges};
 use crate::error::{detached, raise};
+use crate::export::NbdExport;
+use crate::place;
 
 /// See the stub.
 #[pyclass(subclass, module = "blockcow._blockcow")]
@@ -173,7 +175,7 @@ impl Device {
 
     #[pyo3(signature = (*, dest, manifest, dest_overwrite, container_kind, container_path,
         container_sections, container_bytes, staging_bytes, capacity_bytes, drain_bytes, block_size, cbw_timeout, fail_write, limit_read,
-        ranges, identity, keep = false))]
+        ranges, identity, keep = false, container_export = None, dest_export = None))]
     #[allow(clippy::too_many_arguments, reason = "one keyword argument for each thing a backup is made from")]
     fn _prepare(
         &self,
@@ -195,10 +197,16 @@ impl Device {
         ranges: Option<Vec<(u64, u64)>>,
         identity: BTreeMap<String, String>,
         keep: bool,
+        container_export: Option<PyRef<'_, NbdExport>>,
+        dest_export: Option<PyRef<'_, NbdExport>>,
     ) -> PyResult<Backup> {
+        let taken = |export: Option<PyRef<'_, NbdExport>>| export.map(|export| export.take()).transpose();
+        let taken_both = taken(container_export).and_then(|one| taken(dest_export).map(|other| (one, other)));
+        let (container_export, dest_export) = taken_both.map_err(|error| raise(py, &error))?;
         let description = Description {
             kind: container_kind,
             path: container_path,
+            export: container_export,
             sections: container_sections,
             bytes: container_bytes,
         };
@@ -209,7 +217,10 @@ impl Device {
                 None => Listing::Device,
             };
             let container = description.open()?;
-            let destination = Destination::open(&dest, &manifest, self.size, dest_overwrite)?;
+            let destination = match dest_export {
+                Some(export) => place::destination(export, &manifest, self.size, dest_overwrite, &container)?,
+                None => Destination::open(&dest, &manifest, self.size, dest_overwrite)?,
+            };
             let backup = driver.prepare(Spec {
                 block_size,
                 logical_block: self.logical_block,
@@ -229,10 +240,18 @@ impl Device {
         Ok(backup)
     }
 
-    fn _resume(&self, py: Python<'_>, kept: BTreeMap<String, RawFd>, note: String) -> PyResult<Backup> {
+    #[pyo3(signature = (kept, note, *, dest_export = None))]
+    fn _resume(
+        &self,
+        py: Python<'_>,
+        kept: BTreeMap<String, RawFd>,
+        note: String,
+        dest_export: Option<PyRef<'_, NbdExport>>,
+    ) -> PyResult<Backup> {
+        let image = dest_export.map(|export| export.take()).transpose().map_err(|error| raise(py, &error))?;
         self.with(py, |driver| {
             let copies = kept.into_iter().map(|(name, descriptor)| Ok((name, duplicate(descriptor)?)));
-            let remains = Remains::adopt(copies.collect::<Result<_>>()?, note, None, None)?;
+            let remains = Remains::adopt(copies.collect::<Result<_>>()?, note, image.map(|image| image as _))?;
             Ok(Backup::new(driver.resume(remains)?, driver))
         })
     }

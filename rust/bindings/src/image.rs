@@ -6,12 +6,14 @@ use std::path::PathBuf;
 
 use blockcow_engine::error::Error;
 use blockcow_engine::manifest::Manifest;
-use blockcow_engine::restore::{RestoreOptions, RestorePhase};
+use blockcow_engine::restore::{RestoreOptions, RestorePhase, Target, restore_image};
+use blockcow_engine::verify::verify_image;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use serde::Serialize;
 
 use crate::error::{detached, raise};
+use crate::place;
 
 /// A Python value made of what serialises to JSON.
 pub fn from_json<'py>(py: Python<'py>, value: &impl Serialize) -> PyResult<Bound<'py, PyAny>> {
@@ -66,7 +68,8 @@ pub fn verify<'py>(
     let (outcome, progress) = py.detach(move || {
         let progress = Progress::new(progress);
         let tell = |done, total| progress.tell((done, total));
-        (blockcow_engine::verify::verify(&image, &manifest, &tell), progress)
+        let outcome = place::image(&image, &manifest).and_then(|image| verify_image(&image, &tell));
+        (outcome, progress)
     });
     let report = progress.settle(py, outcome)?;
     let result = PyDict::new(py);
@@ -95,7 +98,18 @@ pub fn restore<'py>(
             let phase = if phase == RestorePhase::Verifying { "verify" } else { "restore" };
             progress.tell((phase, done, total))
         };
-        (blockcow_engine::restore::restore(&image, &manifest, &device, options, &tell), progress)
+        let outcome = match (place::uri_of(&image), place::target(&device)) {
+            (Ok(None), Ok(None)) => blockcow_engine::restore::restore(&image, &manifest, &device, options, &tell),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+            (_, Ok(target)) => place::image(&image, &manifest).and_then(|image| {
+                let target = match target {
+                    Some(target) => target,
+                    None => Target::open(&device, image.manifest().header().size, force_mounted)?,
+                };
+                restore_image(&image, target, force_damaged, &tell)
+            }),
+        };
+        (outcome, progress)
     });
     let report = progress.settle(py, outcome)?;
     let result = PyDict::new(py);

@@ -7,9 +7,11 @@ mod backup;
 mod container;
 mod device;
 mod error;
+mod export;
 mod fuse;
 mod image;
 mod nbd;
+mod place;
 
 /// Devices, backups, verify and restore.
 #[pymodule]
@@ -21,6 +23,7 @@ fn _blockcow(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<fuse::FuseExport>()?;
     module.add_function(wrap_pyfunction!(backup::cut_together, module)?)?;
     module.add_class::<nbd::NbdServer>()?;
+    module.add_class::<export::NbdExport>()?;
     module.add_function(wrap_pyfunction!(image::verify, module)?)?;
     module.add_function(wrap_pyfunction!(image::restore, module)?)?;
     module.add_function(wrap_pyfunction!(image::read_manifest, module)?)

@@ -39,6 +39,8 @@ pub struct Destination {
     /// The file that is to be renamed; `None` for what is written in place.
     file: Option<PartialFile>,
     replaced_leftover: bool,
+    /// Whether a dead process began it, which may have left its half-written manifest too.
+    resumed: bool,
     written: AtomicU64,
     zeroed: AtomicU64,
     /// Whether it has been published or abandoned, or one of both was tried.
@@ -126,6 +128,7 @@ impl Destination {
             overwrite,
             file: None,
             replaced_leftover: false,
+            resumed: false,
             written: AtomicU64::new(0),
             zeroed: AtomicU64::new(0),
             settled: Mutex::new(false),
@@ -239,6 +242,9 @@ impl Destination {
     }
 
     fn discard_image(&self) -> Result<()> {
+        if self.resumed {
+            self.discard_sheet()?;
+        }
         self.file.as_ref().map_or(Ok(()), PartialFile::discard)
     }
 

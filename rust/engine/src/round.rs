@@ -13,7 +13,7 @@ use crate::events::{Events, What};
 use crate::gate::{Gate, Room};
 use crate::geometry::{BlockRange, ByteRange, Geometry};
 use crate::journal::{Figures, Journal, Phase};
-use crate::list::BlockList;
+use crate::list::{BlockList, runs};
 use crate::state::{Life, State};
 use crate::stats::Stats;
 use crate::storage::Storage;
@@ -88,6 +88,13 @@ impl Round {
     pub(crate) fn unlist(&self, blocks: BlockRange) {
         self.listed.fetch_sub(u64::from(self.gate.map().unlist(blocks)), Ordering::Relaxed);
         self.list.lock().remove_range(blocks.blocks());
+    }
+
+    /// Finds memory for what programs' writes will count, before the cut.
+    pub(crate) fn settle_tables(&self) {
+        for run in runs(&self.list.lock()) {
+            self.stats.settle(self.geometry.extent_of(run.start)..self.geometry.extent_of(run.end - 1) + 1);
+        }
     }
 
     pub(crate) fn tally_copied_before_write(&self, blocks: BlockRange) {

@@ -49,6 +49,13 @@ impl Stats {
         }
     }
 
+    /// Finds memory for the tally of these extents, of which nothing has been counted yet.
+    pub fn settle(&self, extents: std::ops::Range<u32>) {
+        for word in &self.tally[extents.start as usize..extents.end as usize] {
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// A suspended write went on after `duration`.
     pub fn suspended(&self, duration: Duration) {
         let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);

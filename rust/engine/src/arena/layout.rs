@@ -58,6 +58,19 @@ pub struct Parts {
     pub staging: Region,
 }
 
+impl Parts {
+    /// Finds memory now for what a write must not wait for: staging, the buffers, and what is said of them. The maps and
+    /// tables are as long as the device; of those the list decides what is needed.
+    ///
+    /// # Errors
+    /// The kernel's error when there is not enough.
+    pub fn populate(&self) -> io::Result<()> {
+        let of_desks = self.desks.iter().flat_map(|(record, buffer)| [record, buffer]);
+        let mut regions = [&self.header, &self.staging_marks, &self.staging].into_iter().chain(of_desks);
+        regions.try_for_each(Region::populate)
+    }
+}
+
 impl Layout {
     /// Memory that dies with this process.
     ///

@@ -40,6 +40,7 @@ impl Destination {
         let Remembered { name, manifest_path, overwrite, file } = remembered;
         let mut destination = Self::held(storage, name, Path::new(&manifest_path), overwrite);
         destination.file = file.map(|file| PartialFile::resume(file, ROLE));
+        destination.resumed = true;
         destination
     }
 
@@ -54,16 +55,13 @@ impl Destination {
         &*self.storage
     }
 
-    /// Removes what a backup that does not go on has left, its half-written manifest too.
-    ///
-    /// # Errors
-    /// `Destination` with the file that is left, `State` if it was settled before.
-    pub fn clear_away(&self) -> Result<()> {
-        // Without the image the rest has been removed before, and what is there now is another's.
-        if self.file.as_ref().is_none_or(|file| file.is_there().unwrap_or(false)) {
+    /// Removes the half-written manifest of a dead process. Without the image it has been removed before, and what is there
+    /// now is another's.
+    pub(super) fn discard_sheet(&self) -> Result<()> {
+        if self.file.as_ref().map_or(Ok(true), PartialFile::is_there)? {
             remove_durably(&partial_path(&self.manifest_path), ROLE)?;
         }
-        self.abandon()
+        Ok(())
     }
 
     /// Nothing is left to do here: it was published before.

@@ -98,7 +98,12 @@ impl Driver {
             blueprint.note = Some(blueprint.to_note()?);
         }
         let memory = if spec.keep { blueprint.layout.shared() } else { blueprint.layout.anonymous() };
-        let parts = memory.map_err(|error| Error::io(ErrorKind::Invalid, "allocate memory for the backup", &error))?;
+        let no_memory = |error| {
+            Error::io(ErrorKind::Invalid, "allocate memory for the backup", &error)
+                .hint("free memory, or choose a smaller --staging-size or container in memory")
+        };
+        let parts = memory.map_err(no_memory)?;
+        parts.populate().map_err(no_memory)?;
         let (round, outfit) = self.assemble(blueprint, parts);
         if let Some(note) = &round.note {
             round.journal.stamp(note);
@@ -111,6 +116,7 @@ impl Driver {
         for &run in round.gate.reserved() {
             round.unlist(run);
         }
+        round.settle_tables();
         Ok(backup)
     }
 

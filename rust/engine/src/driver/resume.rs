@@ -34,13 +34,13 @@ pub struct Remains {
     pub note: String,
     /// What the image lies on.
     pub image: Arc<dyn Storage>,
-    /// What the container lies on; `None` if it is in memory or on the device itself.
+    /// What the container lies on, by descriptors that were kept; `None` if it is in memory or on the device itself.
     pub container: Option<Arc<dyn Storage>>,
 }
 
 impl Remains {
-    /// From the descriptors and the note of [`Backup::kept`]. Storages without descriptors are to be opened anew and given by
-    /// the caller.
+    /// From the descriptors and the note of [`Backup::kept`]. If the image is on a storage without descriptors, the caller
+    /// opens it anew and gives it; late writes of the dead process do no harm there, as each extent has only one content.
     ///
     /// # Errors
     /// `State` if one is missing, or the error of taking it over.
@@ -48,7 +48,6 @@ impl Remains {
         mut descriptors: Vec<(String, OwnedFd)>,
         note: String,
         image: Option<Arc<dyn Storage>>,
-        container: Option<Arc<dyn Storage>>,
     ) -> Result<Self> {
         let mut take = |name: &str| {
             let index = descriptors.iter().position(|(other, _)| other == name)?;
@@ -60,10 +59,9 @@ impl Remains {
             let Some(buffered) = take(name) else { return Ok(None) };
             Ok(Some(Arc::new(FileStorage::adopt(buffered, take(&format!("{name}-direct")), role)?)))
         };
-        let kept_image = adopt("image", ErrorKind::Destination)?;
-        let kept_container = adopt("container", ErrorKind::Container)?;
-        let image = image.or(kept_image).ok_or_else(|| missing("image"))?;
-        Ok(Self { arena, note, image, container: container.or(kept_container) })
+        let (kept, container) = (adopt("image", ErrorKind::Destination)?, adopt("container", ErrorKind::Container)?);
+        let image = kept.or(image).ok_or_else(|| missing("image"))?;
+        Ok(Self { arena, note, image, container })
     }
 }
 
@@ -83,7 +81,9 @@ impl Driver {
             let reason = format!("it is of a device of {} bytes, and this one has {}", facts.device_bytes, self.size());
             return Err(Error::new(ErrorKind::State, OPERATION, reason));
         }
-        let parts = layout.adopt(arena).map_err(|error| Error::io(ErrorKind::State, OPERATION, &error))?;
+        let failed = |error| Error::io(ErrorKind::State, OPERATION, &error);
+        let parts = layout.adopt(arena).map_err(failed)?;
+        parts.populate().map_err(failed)?;
         let blueprint = Blueprint {
             layout,
             limits: facts.limits(),
@@ -119,9 +119,14 @@ impl Driver {
     ) -> Result<Housing> {
         let housing = match (&place, container) {
             (Place::Memory, _) => Housing { place, storage: None, reserved: Reserved::none(), slots },
-            (Place::Storage, Some(storage)) => self.house(geometry, place, storage, Reserved::none())?,
-            (Place::Storage, None) => {
-                return Err(Error::new(ErrorKind::State, OPERATION, "its container was not kept"));
+            // Behind a wire protocol a write of the dead process may come after one of ours to the same slot.
+            (Place::Storage, Some(storage)) if !storage.handles().is_empty() => {
+                self.house(geometry, place, storage, Reserved::none())?
+            }
+            (Place::Storage, _) => {
+                let reason =
+                    "its container is no file or device that was kept; what is on its way there may still arrive";
+                return Err(Error::new(ErrorKind::State, OPERATION, reason));
             }
             (Place::Sections(_), _) => {
                 let (sections, reserved) = whole_blocks(geometry, &place.sections())?;
@@ -207,7 +212,7 @@ fn recall(round: Arc<Round>, outfit: Outfit) -> Backup {
 /// The backup does not go on: removes what it left.
 fn give_up(round: &Round, reason: &str) -> Error {
     let error = Error::new(ErrorKind::State, OPERATION, reason).hint("nothing was published; make the backup again");
-    match round.destination.clear_away() {
+    match round.destination.abandon() {
         Ok(()) => error,
         Err(left) => error.hint(&format!("and something is left behind, incomplete: {left}")),
     }

@@ -113,6 +113,7 @@ impl Case {
             let left = deadline.saturating_duration_since(std::time::Instant::now());
             match worker.line(left) {
                 Ok(line) if line == "armed" || line == "resumed" => self.armed = true,
+                Ok(line) if line == "trespassed" => return self.kill(worker),
                 Ok(line) if line.starts_with("refused ") => {
                     worker.process.wait().unwrap();
                     return End::Refused(line);
@@ -123,19 +124,21 @@ impl Case {
                     return End::Ended(serde_json::from_str(figures).unwrap());
                 }
                 Err(RecvTimeoutError::Timeout) if mercy >= PATIENCE => panic!("the worker hangs"),
-                Err(_) => {
-                    worker.process.kill().unwrap();
-                    let status = worker.process.wait().unwrap();
-                    assert!(!status.success() || mercy < PATIENCE, "the worker left without a word: {status}");
-                    self.killed += 1;
-                    // What it said before it died counts.
-                    while let Ok(line) = worker.lines.recv() {
-                        self.armed |= line == "armed" || line == "resumed";
-                    }
-                    return End::Killed;
-                }
+                Err(_) => return self.kill(worker),
             }
         }
+    }
+
+    /// Kills a worker and waits until nothing of it is left.
+    fn kill(&mut self, mut worker: Worker) -> End {
+        worker.process.kill().unwrap();
+        worker.process.wait().unwrap();
+        self.killed += 1;
+        // What it said before it died counts.
+        while let Ok(line) = worker.lines.recv() {
+            self.armed |= line == "armed" || line == "resumed";
+        }
+        End::Killed
     }
 
     /// The image is complete, one cut, and `verify` agrees.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::disks::Loop;
 use crate::keeper::{Case, End};
 use crate::rig::{Chance, PATIENCE, can_use_loops, folder_in_memory, spare_disk};
-use crate::worker::{Orders, Place};
+use crate::worker::{Act, Orders, Place};
 
 /// How often one backup is interrupted before it is left to come to its end.
 const MOST_KILLS: u64 = 9;
@@ -39,6 +39,7 @@ fn orders(folder: PathBuf, seed: u64, chance: &mut Chance, disk: Option<&Loop>) 
         capacity: container * (10 + chance.below(91)) / 100,
         rate: [2 << 20, 20 << 20, u64::MAX / 2][chance.below(3) as usize],
         overwrite: false,
+        act: Act::Wait,
         load: true,
         kept: Vec::new(),
     }
@@ -52,13 +53,14 @@ fn run(seed: u64, loops: bool) -> (u64, bool) {
     let orders = orders(folder.path().to_owned(), seed, &mut chance, disk.as_ref());
     fs::write(folder.path().join("device"), chance.contents(orders.size)).unwrap();
     let mut case = Case::new(orders);
-    let mercy = |chance: &mut Chance, killed: u64| match killed {
-        MOST_KILLS.. => PATIENCE,
-        // Around the cut, just after the start, and later on.
-        _ => {
-            let most = [300, 3_000, 30_000, 60_000][chance.below(4) as usize];
-            Duration::from_micros(chance.below(most))
-        }
+    let mercy = |chance: &mut Chance, killed: u64| {
+        // The first mostly lives to see the cut; the others die as they start, or later on.
+        let most = match killed {
+            MOST_KILLS.. => return PATIENCE,
+            0 => [3_000, 40_000, 80_000, 80_000][chance.below(4) as usize],
+            _ => [6_000, 15_000, 30_000, 60_000][chance.below(4) as usize],
+        };
+        Duration::from_micros(chance.below(most))
     };
     let worker = case.begin(&[]);
     let mut end = case.watch(worker, mercy(&mut chance, 0));
@@ -86,7 +88,7 @@ fn run(seed: u64, loops: bool) -> (u64, bool) {
 fn at_random_moments_the_image_is_one_cut() {
     let loops = can_use_loops("kills::at_random_moments (containers on block devices)");
     let (mut kills, mut whole, mut before) = (0, 0, 0);
-    for seed in 1..=60 {
+    for seed in 1..=80 {
         let (killed, went_on) = run(seed, loops);
         kills += killed;
         whole += u64::from(went_on);

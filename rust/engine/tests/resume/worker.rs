@@ -36,6 +36,17 @@ pub enum Place {
     Sections(Vec<(u64, u64)>),
 }
 
+/// What the first worker does once the cut is made.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub enum Act {
+    /// Waits for the end.
+    Wait,
+    /// Cancels the backup.
+    Cancel,
+    /// Writes into the container's place.
+    Trespass,
+}
+
 /// What a worker is told.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Orders {
@@ -50,6 +61,7 @@ pub struct Orders {
     /// Bytes a second that the destination takes.
     pub rate: u64,
     pub overwrite: bool,
+    pub act: Act,
     /// Whether it writes to the device meanwhile.
     pub load: bool,
     /// What was kept of a dead worker, by name: descriptors that this one inherits.
@@ -140,6 +152,15 @@ fn begin(orders: &Orders, driver: &Arc<Driver>) {
         hold.arm(&backup).unwrap();
         say("armed");
         backup.start(hold.release()).unwrap();
+        match (orders.act, &orders.place) {
+            (Act::Cancel, _) => backup.cancel(),
+            (Act::Trespass, Place::Sections(sections)) => {
+                driver.write(&[1; 512], sections[0].0).unwrap();
+                say("trespassed");
+                thread::park();
+            }
+            _ => {}
+        }
         finish(&backup);
     });
 }
@@ -148,7 +169,7 @@ fn go_on(orders: &Orders, driver: &Arc<Driver>) {
     let note = fs::read_to_string(orders.note()).unwrap();
     // SAFETY: the test made these descriptors inheritable for this process, which has no other owner for them.
     let own = |&(ref name, fd): &(String, i32)| (name.clone(), unsafe { OwnedFd::from_raw_fd(fd) });
-    let mut remains = Remains::adopt(orders.kept.iter().map(own).collect(), note, None, None).unwrap();
+    let mut remains = Remains::adopt(orders.kept.iter().map(own).collect(), note, None).unwrap();
     remains.image = orders.slow(remains.image);
     match driver.resume(remains) {
         Err(error) => say(&format!("refused {error}")),

@@ -120,6 +120,11 @@ impl NbdStorage {
         })
     }
 
+    /// What it was opened with.
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
     /// What was negotiated.
     pub fn agreed(&self) -> &Agreed {
         &self.agreed

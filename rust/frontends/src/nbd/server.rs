@@ -51,8 +51,8 @@ pub struct Server {
 
 /// What all connections share.
 struct Host {
-    /// The first is also the default export, whose name is empty.
-    exports: Vec<Arc<Export>>,
+    /// The first is also the default export, whose name is empty. None when the server is closed.
+    exports: Mutex<Arc<[Arc<Export>]>>,
     guests: Arc<Guests>,
 }
 
@@ -74,7 +74,7 @@ impl Server {
                 return invalid(format!("two exports have the name {:?}; give each its own", export.name));
             }
         }
-        let exports = exports.into_iter().map(Arc::new).collect();
+        let exports = Mutex::new(exports.into_iter().map(Arc::new).collect());
         let host = Arc::new(Host { exports, guests: Guests::new(MAX_CONNECTIONS) });
         Ok(Self { host, acceptors: Mutex::new(Vec::new()) })
     }
@@ -104,12 +104,13 @@ impl Server {
     }
 
     /// Accepts nobody any more and ends all connections: requests that were received are still done and answered, for at
-    /// most `patience`; then the sockets are cut.
+    /// most `patience`; then the sockets are cut. Lets go of the devices, but for requests that a backup suspends still.
     pub fn close(&self, patience: Duration) {
         self.host.guests.close();
         // An acceptor that is dropped has ended.
         self.acceptors.lock().clear();
         self.host.guests.leave_by(Instant::now() + patience);
+        *self.host.exports.lock() = Arc::new([]);
     }
 }
 
@@ -131,8 +132,10 @@ impl Host {
     fn entertain(&self, guest: Guest) {
         guest.socket().prepare();
         let mut stream = Hurried::new(guest.socket(), Instant::now() + NEGOTIATION);
+        let exports = self.exports.lock().clone();
         // Whatever went wrong, the client was told what the protocol has for it; the socket closes with the guest.
-        let Ok(Some(agreed)) = negotiate(&mut stream, &self.exports) else { return };
+        let Ok(Some(agreed)) = negotiate(&mut stream, &exports) else { return };
+        drop(exports);
         if guest.socket().unhurried().is_ok() {
             Connection::new(guest, agreed).run();
         }

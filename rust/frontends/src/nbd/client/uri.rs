@@ -32,6 +32,12 @@ pub struct Uri {
 }
 
 impl Uri {
+    /// Whether the text is meant as a URI of NBD, right or wrong, and not as a path.
+    pub fn is_meant(text: &str) -> bool {
+        let scheme = text.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase()).unwrap_or_default();
+        matches!(scheme.as_str(), "nbd" | "nbds") || scheme.starts_with("nbd+") || scheme.starts_with("nbds+")
+    }
+
     /// Reads a URI.
     ///
     /// # Errors

@@ -37,7 +37,6 @@ const EAGER: u32 = 32;
 
 /// A client's connection. Lives until its last request is answered; then the socket closes.
 pub(super) struct Connection {
-    guest: Guest,
     agreed: Agreed,
     turns: Turns<Lead, Job>,
     outbox: Outbox,
@@ -45,6 +44,8 @@ pub(super) struct Connection {
     buffers: Buffers,
     /// Requests in the hands of threads that do not lead.
     handed: AtomicUsize,
+    /// Dropped last: when the guest has left, the device is let go of as well.
+    guest: Guest,
 }
 
 /// What belongs to the thread that leads.
