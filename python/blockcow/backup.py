@@ -26,6 +26,8 @@ class Backup:
         self.inner = inner
         """The extension's own backup."""
         self._inside = inside
+        self.left_behind: str | None = None
+        """The container file, if it lies inside a file system on the device and could not be removed at the end."""
         self._names = {"device": device, "dest": dest}
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -54,6 +56,7 @@ class Backup:
         except BlockcowError as error:
             reason = str(error)
         if reason is not None:
+            self.left_behind = path
             advice = "the next backup with the same container removes it"
             warnings.warn(f"the container {path} stays behind: {reason}; {advice}", RuntimeWarning, stacklevel=3)
 

@@ -1,6 +1,7 @@
 """attach, detach, status, restart and backups of attached devices over both front-ends, from the command line."""
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -67,6 +68,39 @@ def test_a_backup_goes_on_when_the_worker_is_killed(attached: Attach, tmp_path: 
     summary = msgspec.json.decode(stdout.splitlines()[-1])
     assert (summary["status"], summary["worker_restarts"]) == ("complete", 1)
     assert (tmp_path / "out.img").read_bytes() == before
+
+
+@pytest.mark.parametrize(("consistency", "clean"), [("auto", True), ("freeze", True), ("none", False)])
+def test_a_mounted_file_system_is_frozen_around_the_cut(
+    attached: Attach, tmp_path: Path, cleanup: ExitStack, consistency: str, clean: bool
+) -> None:
+    sh("mkfs.ext4", "-q", attached.path)
+    point = tmp_path / "mnt"
+    point.mkdir()
+    sh("mount", attached.path, str(point))
+    cleanup.callback(sh, "umount", str(point))
+    (point / "dirty").write_bytes(os.urandom(MIB))  # not synced: a freeze writes it
+    attached.backup(tmp_path / "out.img", "--consistency", consistency)
+    features = sh("dumpe2fs", "-h", str(tmp_path / "out.img"))
+    assert ("needs_recovery" not in features) == clean
+    if clean:
+        sh("debugfs", "-R", f"dump /dirty {tmp_path}/dirty", str(tmp_path / "out.img"))
+        assert (tmp_path / "dirty").read_bytes() == (point / "dirty").read_bytes()
+    (point / "thawed").write_bytes(b"goes on")
+
+
+def test_places_that_would_wait_for_themselves_are_refused(
+    attached: Attach, tmp_path: Path, cleanup: ExitStack
+) -> None:
+    sh("mkfs.ext4", "-q", attached.path)
+    point = tmp_path / "mnt"
+    point.mkdir()
+    sh("mount", attached.path, str(point))
+    cleanup.callback(sh, "umount", str(point))
+    arguments = ("backup", "--device", attached.path, "--container", "memory:1M", "--dest")
+    assert_one_error(attached.run(*arguments, point / "out.img", check=False), 11, "another device")
+    assert_one_error(attached.run(*arguments, attached.path, check=False), 11, attached.path)
+    assert attached.get("/status")["backups"] == []
 
 
 def test_detach_refuses_while_mounted_and_forces(attached: Attach, tmp_path: Path) -> None:

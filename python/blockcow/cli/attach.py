@@ -2,10 +2,12 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
+from blockcow._blockcow import BusyError
 from blockcow.cli.verb import Verb, say
 from blockcow.daemon import folders, report, start
 from blockcow.daemon.clean import clean
@@ -42,9 +44,7 @@ def attach(
     folder = folders.folder(name or re.sub(r"[^A-Za-z0-9._@:-]", "-", Path(paths[0]).name))
     target = None if listen is None else _target(listen)
     _require_free(paths)
-    with folders.held(folder) as lock:
-        for line in clean(folder) if (folder.path / "state.json").exists() else ():
-            say(f"blockcow: cleaned up: {line}")
+    _clean_what_is_left()
     with folders.held(folder) as lock:
         config = folders.Config(
             name=folder.name, devices=paths, frontend=frontend, listen=target, foreground=foreground, as_json=as_json
@@ -52,6 +52,13 @@ def attach(
         if foreground:
             start.attach_in_foreground(folder, config, lock)
         report.say(start.attach(folder, config, lock), as_json)
+
+
+def _clean_what_is_left() -> None:
+    for folder in folders.all_folders():
+        with suppress(BusyError), folders.held(folder):
+            for line in clean(folder):
+                say(f"blockcow: cleaned up: {line}")
 
 
 def _require_free(paths: list[str]) -> None:

@@ -49,8 +49,8 @@ def _say_what_happens(client: Client) -> None:
 
 
 def _clean(name: str | None, as_json: bool) -> None:
-    chosen = folders.all_folders() if name is None else [folders.folder(name)]
-    left = [folder for folder in chosen if folder.path.is_dir() and not folder.is_live()]
+    chosen = [*folders.all_folders(), *folders.with_leftovers()] if name is None else [folders.folder(name)]
+    left = [folder for folder in chosen if (folder.path.is_dir() or folder.leftovers()) and not folder.is_live()]
     if name is not None and not left and chosen[0].is_live():
         reason = f"it is alive; 'blockcow detach {name}' ends it"
         raise failure(BusyError, f"clean up after {name}", reason)

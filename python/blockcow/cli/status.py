@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from blockcow._blockcow import BlockcowError
-from blockcow.cli.verb import FAILURE, Verb, VerbFailedError, print_json, say
+from blockcow.cli.verb import FAILURE, Verb, VerbFailedError, print_json, say, say_error
 from blockcow.daemon import folders
 from blockcow.daemon.client import Client
 from blockcow.units import format_size
@@ -30,8 +30,8 @@ def status(name: str | None, as_json: bool) -> None:
             continue
         try:
             answers.append(Client(folder).get("/status"))
-        except BlockcowError as error:
-            say(f"blockcow: {error}")
+        except (BlockcowError, OSError) as error:
+            say_error(error)
             failed = True
     if as_json:
         for answer in answers:

@@ -9,7 +9,7 @@ import msgspec
 
 from blockcow._blockcow import ExistsError, NotFoundError, StateError
 from blockcow.backup import Backup
-from blockcow.daemon.client import Client
+from blockcow.daemon.client import Client, DaemonGoneError
 from blockcow.errors import failure
 from blockcow.status import Status
 
@@ -88,14 +88,19 @@ class Attached:
         """Has it prepared, then cut, inside the hooks. Returns warnings; raises what the daemon says went wrong."""
         try:
             self._answer = self._client.post("/backups", {**request, "cut": hooks is None})
-        except ExistsError:  # a worker died before it could answer, and another has taken it up
-            self._look()
+        except ExistsError as error:  # a worker may have died before it could answer, and another taken it up
+            try:
+                self._answer = self._client.get(self._path)
+            except NotFoundError:
+                raise error from None  # it is the destination that exists
         warnings: list[str] = self._answer.get("warnings", [])
         if hooks is None:
             return warnings
         try:
             with hooks():
                 self._cut()
+        except DaemonGoneError:
+            raise
         except BaseException:
             self.cancel()
             raise

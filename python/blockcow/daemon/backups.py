@@ -77,6 +77,7 @@ class Part:
         self.plan, self.backup, self._last = plan, backup, last
         self.kept_as: str | None = None
         self.inside: str | None = None
+        self.left_behind: str | None = None
 
     def status(self) -> Status:
         """Its figures now."""
@@ -153,18 +154,19 @@ class Backups:
     def __init__(self, served: Served) -> None:
         self._served, self._store = served, served.store
         self._entries: dict[str, Entry] = {}
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        """Guards what is known here, and the state."""
 
     def find(self, name: str) -> Entry:
         """The backup of that id. Raises NotFoundError."""
-        with self._lock:
+        with self.lock:
             if (entry := self._entries.get(name)) is not None:
                 return entry
         raise failure(NotFoundError, f"find the backup {name}", "there is none of that id here")
 
     def all(self) -> list[Entry]:
         """Those under way and the newest that have ended."""
-        with self._lock:
+        with self.lock:
             return list(self._entries.values())
 
     def under_way(self) -> list[Entry]:
@@ -183,7 +185,7 @@ class Backups:
             raise ValueError("name at least one device to back up")
         if not name.isalnum() or len(name) > 64:
             raise ValueError(f"{name!r} is no id: use up to 64 letters and digits")
-        with self._lock:
+        with self.lock:
             if name in self._entries:
                 raise failure(ExistsError, f"start the backup {name}", "a backup of that id is here already")
         plans = [(self._served.device(wanted.device), self.plan(wanted)) for wanted in request.backups]
@@ -197,7 +199,7 @@ class Backups:
                 self._discard(part)
             raise
         entry = Entry(name, parts)
-        with self._lock:
+        with self.lock:
             self._entries[name] = entry
         for part in parts:
             self._watch(entry, part)
@@ -208,9 +210,8 @@ class Backups:
         device = self._served.device(wanted.device)
         place = self._served.place(device)
         others = [loop for loop in self._served.loops() if loop != place.loop]
-        return errand.plan(
-            place.device, place.loop, others, {"container": wanted.container, "dest": wanted.dest, **wanted.options}
-        )
+        options = {"container": wanted.container, "dest": wanted.dest, **wanted.options}
+        return errand.plan(place.device, place.loop, others, self._served.folder.path, options)
 
     @staticmethod
     def _require_one_policy(plans: list[Plan]) -> None:
@@ -249,7 +250,7 @@ class Backups:
 
     def cut(self, entry: Entry) -> None:
         """Makes the cut of a prepared backup. Whatever fails, it is cancelled."""
-        with self._lock:
+        with self.lock:
             if entry.cut_made or entry.over:
                 raise failure(StateError, "make the cut", "it was made before, or the backup has ended")
             entry.cut_made = True
@@ -336,6 +337,7 @@ class Backups:
                 self.cancel(entry)
         if backup is not None:
             backup.ended(None)
+            part.left_behind = backup.left_behind
         part.end()
         if part.status().status != "complete":
             self.cancel(entry)  # of a group all or none: a part that is broken breaks the others
@@ -344,7 +346,7 @@ class Backups:
     def _settle(self, entry: Entry) -> None:
         """After the end of the last part: what was kept for it goes, its figures stay."""
         try:
-            with self._lock:
+            with self.lock:
                 if entry.over:
                     note = msgspec.json.encode([_Ended(part.plan, part.status()) for part in entry.parts]).decode()
                     self._store.store(f"ended:{entry.id}", note)
@@ -360,9 +362,12 @@ class Backups:
         if kept_as is not None:
             self._store.drop(kept_as)
             self._record(part.plan, part.inside, present=False)
+            if part.left_behind is not None:
+                folder = self._served.folder
+                folder.remember([*folder.leftovers(), part.left_behind])
 
     def _forget_oldest(self) -> None:
-        with self._lock:
+        with self.lock:
             ended = [entry for entry in self._entries.values() if entry.over]
             for entry in ended[:-_MOST_ENDED]:
                 del self._entries[entry.id]
@@ -376,7 +381,7 @@ class Backups:
 
     def _record(self, plan: Plan, inside: str | None, *, present: bool) -> None:
         """Notes in the state what must be cleaned up if nobody goes on."""
-        with self._lock:
+        with self.lock:
             state = self._served.state
             change = _added if present else _removed
             for path in _partials(plan):

@@ -1,6 +1,5 @@
 """Removes what a keeper and worker left that were killed, or that gave up. Touches nothing that a live one holds."""
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -29,15 +28,16 @@ def clean(folder: RunFolder) -> list[str]:
     _processes(folder, found)
     for place in state.places:
         if place.file is not None:
-            _unmount(place.file, found)
-        if place.loop is not None:
-            _loop(place.loop, place.file, found)
+            loops = loop.on_file(place.file)
+            _unmount(place.file, found)  # first: until then a loop device waits for whoever serves its file
+            for path in loops:
+                _loop(path, found)
     broken = [path.removesuffix(".partial") for path in state.partials if _remove(path)]
     found += [f"{path}: the backup is broken; what there was of it is removed" for path in broken]
-    for path in state.containers:
-        _container(path, found)
+    left = [path for path in dict.fromkeys((*folder.leftovers(), *state.containers)) if not _container(path, found)]
     for path in state.sockets:
         _remove(path)
+    folder.remember(left)
     shutil.rmtree(folder.path, ignore_errors=True)
     return found
 
@@ -50,7 +50,7 @@ def _processes(folder: RunFolder, found: list[str]) -> None:
 
 def _unmount(file: str, found: list[str]) -> None:
     while any(mount.point == file for mount in mounts.mounted()):
-        command = ["umount", "--lazy", file] if os.geteuid() == 0 else ["fusermount3", "-u", "-z", file]
+        command = ["umount", "--force", "--lazy", file] if os.geteuid() == 0 else ["fusermount3", "-u", "-z", file]
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL
         )
@@ -60,29 +60,30 @@ def _unmount(file: str, found: list[str]) -> None:
         found.append(f"{file}: unmounted")
 
 
-def _loop(path: str, file: str | None, found: list[str]) -> None:
-    """Ends the loop device if it is still the one on our file. It ends by itself when its last user is gone."""
-    backing = Path(f"/sys/block/{Path(path).name}/loop/backing_file")
-    with contextlib.suppress(OSError):
-        if file is None or backing.read_text().strip().removesuffix(" (deleted)") != file:
-            return
-        advice = "is still mounted from it: unmount it, then attach and mount again"
-        found += [f"{path} is gone, but {point} {advice}" for point in mounts_on(path)]
-        try:
-            loop.adopt(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)).detach(1.0)
-            found.append(f"{path}: detached")
-        except BlockcowError:
-            found.append(f"{path}: still in use; it ends with its last user")
+def _loop(path: str, found: list[str]) -> None:
+    """Ends the loop device on our file; one that is in use ends with its last user."""
+    advice = "is still mounted from it: unmount it, then attach and mount again"
+    found += [f"{path} is gone, but {point} {advice}" for point in mounts_on(path)]
+    try:
+        loop.adopt(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)).detach(1.0)
+        found.append(f"{path}: detached")
+    except BlockcowError:
+        found.append(f"{path}: still in use; it ends with its last user")
+    except OSError as error:
+        found.append(f"{path} cannot be detached: {error.strerror}")
 
 
-def _container(path: str, found: list[str]) -> None:
+def _container(path: str, found: list[str]) -> bool:
+    """Whether it is removed. Where it is not seen its file system may only not be mounted."""
+    reason = "it is not there, is its file system unmounted?"
     try:
         if clean_inside(path):
             found.append(f"{path}: the container is removed")
+            return True
     except BlockcowError as error:
-        found.append(
-            f"{path}: the container stays behind, attach and mount its file system to have it removed: {error}"
-        )
+        reason = str(error)
+    found.append(f"{path}: the container stays until its file system is attached and mounted there again ({reason})")
+    return False
 
 
 def _remove(path: str) -> bool:

@@ -1,18 +1,22 @@
 """The command line's way to a daemon: HTTP over its unix socket, patient while one worker follows another."""
 
+import errno
 import time
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 
-from blockcow._blockcow import DeviceError
 from blockcow.daemon.folders import RunFolder
-from blockcow.errors import failure, rebuilt
+from blockcow.errors import rebuilt
 
 _PATIENCE = 60.0  # seconds, for a new worker
 _PAUSE = 0.1
 _ANSWER_SECONDS = 600.0  # for a cut, a freeze, a detach
+
+
+class DaemonGoneError(OSError):
+    """Keeper and worker are gone, or do not answer."""
 
 
 class Client:
@@ -63,7 +67,7 @@ class Client:
     def _pause(self, until: float, error: Exception) -> None:
         if time.monotonic() > until or not self.folder.is_live():
             reason = f"it gives no answer ({error}); see {self.folder.log}, and 'blockcow detach --clean'"
-            raise failure(DeviceError, f"ask the daemon {self.folder.name}", reason) from error
+            raise DaemonGoneError(errno.ECONNREFUSED, f"ask the daemon {self.folder.name}: {reason}") from error
         time.sleep(_PAUSE)
 
     def close(self) -> None:

@@ -52,9 +52,15 @@ class Control:
     """Answers until it is closed."""
 
     def __init__(
-        self, listener: socket.socket, served: Served, backups: Backups, detach: Ending, restart: Callable[[], None]
+        self,
+        listener: socket.socket,
+        served: Served,
+        backups: Backups,
+        pids: dict[str, int],
+        detach: Ending,
+        restart: Callable[[], None],
     ) -> None:
-        self._served, self._backups, self._detach, self._restart = served, backups, detach, restart
+        self._served, self._backups, self._pids, self._detach, self._restart = served, backups, pids, detach, restart
         self._listener = listener
         config = uvicorn.Config(
             self._application(),
@@ -95,8 +101,7 @@ class Control:
         return Starlette(routes=routes, exception_handlers={Exception: _failed})
 
     async def _status(self, _request: HttpRequest) -> Response:
-        pids = {"keeper_pid": self._served.store.keeper, "worker_pid": os.getpid()}
-        return _answer(await run_in_threadpool(metrics.status, self._served, self._backups, pids))
+        return _answer(await run_in_threadpool(metrics.status, self._served, self._backups, self._pids))
 
     async def _metrics(self, _request: HttpRequest) -> Response:
         text = await run_in_threadpool(metrics.render, self._served, self._backups)

@@ -19,17 +19,17 @@ from typing import Any
 import msgspec
 
 from blockcow import loop
-from blockcow._blockcow import BusyError, TimeoutExpired
+from blockcow._blockcow import TimeoutExpired
 from blockcow.consistency import quiesced
 from blockcow.daemon import keeper
 from blockcow.daemon.uses import mounts_on, require_outside_all
+from blockcow.elsewhere import require_elsewhere
 from blockcow.errors import failure, fields_of, rebuilt
 from blockcow.export import is_uri
 from blockcow.node import find
 from blockcow.plan import Plan, make_plan
 
 _PATIENCE = 120.0  # seconds
-_DETACH_SECONDS = 20.0
 
 Answer = tuple[dict[str, Any], list[int]]
 
@@ -85,9 +85,12 @@ def ask(what: str, request: dict[str, Any], timeout: float = _PATIENCE) -> Answe
         errand.end()
 
 
-def plan(device: str, loop_path: str | None, other_loops: list[str], options: dict[str, Any]) -> Plan:
-    """The plan of a backup, as `make_plan` makes it; the mounts are those of the loop device and what lies on it."""
-    request = {"device": device, "loop": loop_path, "others": other_loops, "options": options}
+def plan(device: str, loop_path: str | None, other_loops: list[str], folder: Path, options: dict[str, Any]) -> Plan:
+    """The plan of a backup, as `make_plan` makes it; the mounts are those of the loop device and what lies on it.
+
+    Refuses what the daemon itself would need to read or write through a device that it serves, its ``folder`` too.
+    """
+    request = {"device": device, "loop": loop_path, "others": other_loops, "folder": str(folder), "options": options}
     if is_uri(options["dest"]) or is_uri(options["container"]):
         return _make(request)  # its connections must be this process's own; a server may take only one
     return msgspec.convert(ask("plan", request)[0]["plan"], Plan)
@@ -121,6 +124,11 @@ def _make(request: dict[str, Any]) -> Plan:
         require_outside_all(options["dest"], "destination", node.path, request["loop"], request["others"])
     if ":" not in options["container"]:
         require_outside_all(options["container"], "container", node.path, request["loop"], request["others"])
+    loops = [one for one in (request["loop"], *request["others"]) if one is not None]
+    places = {"run folder": request["folder"], "place of the programs": sys.prefix}
+    if (manifest := options.get("manifest")) is not None:
+        places["manifest"] = manifest
+    require_elsewhere(places, loops)
     return make_plan(node, options.pop("container"), options.pop("dest"), mounts=mounts, **options)
 
 
@@ -132,26 +140,15 @@ def _rest(link: socket.socket, request: dict[str, Any]) -> None:
 
 
 def _loop(link: socket.socket, request: dict[str, Any]) -> None:
-    made = loop.attach(request["file"], sector=request["sector"], read_only=request["read_only"])
-    keeper.send(link, {"path": made.path, "writes_at_once": made.writes_at_once}, (made.fd,))
+    wanted = {"sector": request["sector"], "read_only": request["read_only"]}
+    made = loop.attach(request["file"], **wanted, autoclear=False)
+    os.close(made.fd)
+    keeper.send(link, {"path": made.path, "writes_at_once": made.writes_at_once})
 
 
 def _unloop(link: socket.socket, request: dict[str, Any]) -> None:
-    """Opens the loop device first, so that whoever holds it can let go without being the last."""
-    path = request["path"]
-    ours = loop.adopt(path, os.open(path, os.O_RDWR | os.O_CLOEXEC))
-    keeper.send(link, {})
-    keeper.receive(link)
-    backing = Path(f"/sys/block/{Path(path).name}/loop/backing_file")
-    before = backing.read_text()
-    try:
-        ours.detach(_DETACH_SECONDS)
-    except BusyError as error:
-        again = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        if backing.read_text() == before:  # it is still ours
-            keeper.send(link, {"busy": fields_of(error)}, (again,))
-            return
-        os.close(again)
+    for path in loop.on_file(request["file"]):
+        loop.adopt(path, os.open(path, os.O_RDWR | os.O_CLOEXEC)).detach(request["timeout"])
     keeper.send(link, {})
 
 

@@ -65,7 +65,7 @@ class State(msgspec.Struct, kw_only=True):
     partials: list[str] = []
     """Files of backups under way, which are broken if nobody goes on with them."""
     containers: list[str] = []
-    """Container files inside a file system on an attached device."""
+    """Container files inside a file system on an attached device, of backups under way."""
 
 
 class RunFolder:
@@ -88,6 +88,24 @@ class RunFolder:
     def read(self) -> State:
         """The state last written. Raises OSError, or ValueError if it is damaged."""
         return msgspec.json.decode((self.path / "state.json").read_bytes(), type=State)
+
+    @property
+    def _leftovers(self) -> Path:
+        return self.path.with_name(f"{self.name}.leftovers")  # beside the folder, which comes and goes
+
+    def leftovers(self) -> list[str]:
+        """Container files that a killed daemon left inside a file system, to be removed once it is mounted again."""
+        try:
+            return msgspec.json.decode(self._leftovers.read_bytes(), type=list[str])
+        except (OSError, ValueError):
+            return []
+
+    def remember(self, leftovers: list[str]) -> None:
+        """What is still left."""
+        if leftovers:
+            self._leftovers.write_bytes(msgspec.json.encode(leftovers))
+        else:
+            self._leftovers.unlink(missing_ok=True)
 
     def write(self, state: State) -> None:
         """Writes the state, whole or not at all."""
@@ -173,6 +191,11 @@ def all_folders() -> list[RunFolder]:
     if not place.is_dir():
         return []
     return [RunFolder(entry) for entry in sorted(place.iterdir()) if entry.is_dir() and (entry / "lock").exists()]
+
+
+def with_leftovers() -> list[RunFolder]:
+    """The run folders, which may not be there, of names of which something was left."""
+    return [RunFolder(entry.with_suffix("")) for entry in sorted(base().glob("*.leftovers"))]
 
 
 def live(name: str) -> RunFolder:

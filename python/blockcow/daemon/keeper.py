@@ -3,16 +3,15 @@
 Run as ``python -I -S keeper.py FOLDER CONFIG LOCK-FD REPORT-FD LOG``, and imports nothing of blockcow: it is small,
 stays in memory and has nothing to update while it runs. What a worker stores it hands to the next one.
 
-Messages between both are packets of JSON, descriptors beside them. From the worker: ``store`` (``name``, ``note``,
-``late``: close after all others), ``drop``, ``ready``, ``failed``, ``restart``, ``bye``; ``store`` and ``drop`` are
-answered. To a new worker: one ``item`` for each thing stored, then ``begin``.
+Messages between both are packets of JSON, descriptors beside them. From the worker: ``store`` (with ``name`` and
+``note``), ``drop``, ``ready``, ``failed``, ``restart``, ``bye``; the first two are answered. To a new worker: one
+``item`` for each thing stored, then ``begin``.
 """
 
 import array
 import contextlib
 import ctypes
 import errno
-import fcntl
 import json
 import os
 import resource
@@ -33,7 +32,6 @@ WORKER = ("-P", "-m", "blockcow.daemon.worker")
 _MOST_DEATHS = 10  # in a row, none of them ready
 _PAUSE = 0.1  # seconds, more after each death that came before it was ready
 _LOG_BYTES = 1 << 20
-_LATE = 512  # number from which descriptors are closed after those below, when this process is killed
 _LOCK_ALL = 3  # MCL_CURRENT | MCL_FUTURE
 
 
@@ -93,40 +91,27 @@ class Items:
     """Named descriptors with a note each, in the order in which they came."""
 
     def __init__(self) -> None:
-        self._items: dict[str, tuple[str, list[int], bool]] = {}
+        self._items: dict[str, tuple[str, list[int]]] = {}
 
-    def store(self, name: str, note: str, descriptors: list[int], late: bool) -> None:
+    def store(self, name: str, note: str, descriptors: list[int]) -> None:
         """Keeps them, in the place of what has the name."""
-        kept = [_moved(number) for number in descriptors] if late else descriptors
         self.drop(name)
-        self._items[name] = (note, kept, late)
+        self._items[name] = (note, descriptors)
 
     def drop(self, name: str) -> None:
         """Lets go of what has the name, if anything."""
-        for number in self._items.pop(name, ("", [], False))[1]:
+        for number in self._items.pop(name, ("", []))[1]:
             os.close(number)
 
     def hand_over(self, link: socket.socket) -> None:
         """Sends all of them."""
-        for name, (note, descriptors, _) in self._items.items():
+        for name, (note, descriptors) in self._items.items():
             send(link, {"do": "item", "name": name, "note": note}, tuple(descriptors))
 
     def close(self) -> None:
-        """Closes all, those that are late last: the last opener of a loop device writes what is dirty, and would wait
-        for a FUSE connection that only this process holds."""
-        for late in (False, True):
-            for name in [name for name, item in self._items.items() if item[2] == late]:
-                self.drop(name)
-
-
-def _moved(number: int) -> int:
-    """The same descriptor under a high number: a process that is killed closes its descriptors in their order."""
-    try:
-        high = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _LATE)
-    except OSError:
-        return number
-    os.close(number)
-    return high
+        """Closes all, the lock that came first at last."""
+        for name in reversed(list(self._items)):
+            self.drop(name)
 
 
 class Keeper:
@@ -135,7 +120,7 @@ class Keeper:
     def __init__(self, folder: str, config: str, lock: int, report: int, log: Log) -> None:
         self._folder, self._config, self._report, self._log = folder, config, report, log
         self._items = Items()
-        self._items.store("lock", "", [lock], late=True)
+        self._items.store("lock", "", [lock])
         self._restarts = self._deaths = 0
         self._ready = self._ever_ready = self._restarting = False
         self._ending: dict[str, Any] | None = None
@@ -252,7 +237,7 @@ class Keeper:
         message, descriptors = received
         match message["do"]:
             case "store":
-                self._items.store(message["name"], message["note"], descriptors, message["late"])
+                self._items.store(message["name"], message["note"], descriptors)
                 _reply(link, {})
             case "drop":
                 self._items.drop(message["name"])
@@ -302,6 +287,8 @@ def _stay_in_memory(log: Log) -> None:
         return
     if ctypes.CDLL(None, use_errno=True).mlockall(_LOCK_ALL) != 0:
         log.say(f"it cannot be locked in memory: {os.strerror(ctypes.get_errno())}")
+    with contextlib.suppress(OSError):
+        _write("/proc/self/oom_score_adj", "-1000\n")
 
 
 def main() -> int:

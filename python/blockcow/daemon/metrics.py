@@ -24,6 +24,8 @@ _BACKUP_COUNTERS = {
     "blocks_copied_before_write": ("blocks_copied_before_write_total", "Blocks that went through the container."),
 }
 
+_NO_KEEPER = "the keeper was killed: if the worker dies as well, programs get errors; detach and attach when you can"
+
 Sample = tuple[str, dict[str, str], float]
 
 
@@ -107,7 +109,8 @@ def status(served: Served, backups: Backups, pids: dict[str, int]) -> dict[str, 
         "can_restart": all(export.can_resend for export in served.exports),
         **pids,
         "worker_restarts": backups.restarts,
-        "warnings": served.warnings,
+        "warnings": served.warnings + ([] if served.store.has_keeper else [_NO_KEEPER]),
+        "footing": served.footing.as_dict() if served.footing is not None else {},
         "devices": [
             {
                 "device": place.device,

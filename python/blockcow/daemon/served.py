@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -16,11 +15,12 @@ from urllib.parse import quote
 import msgspec
 
 from blockcow._blockcow import BlockcowError, BusyError, FuseExport, NbdServer
-from blockcow.daemon.errand import Errand, ask
+from blockcow.daemon.errand import ask
 from blockcow.daemon.folders import Config, Place, RunFolder, State
 from blockcow.daemon.store import Store
 from blockcow.device import Device
-from blockcow.errors import failure, rebuilt
+from blockcow.errors import failure
+from blockcow.pressure import Footing
 
 _UNMOUNT_SECONDS = 30.0
 
@@ -38,6 +38,8 @@ class Served:
     server: NbdServer | None = None
     listeners: list[socket.socket] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    footing: Footing | None = None
+    """How far this process is kept at work when memory is short."""
 
     def device(self, path: str) -> Device:
         """The device with this path, or its name. Raises NotFoundError through the store of names."""
@@ -101,7 +103,8 @@ def adopt_frontends(served: Served) -> None:
 
 def keep_state(served: Served) -> None:
     """What must be cleaned up is known to the keeper and on record before it is made."""
-    served.store.store("state", msgspec.json.encode(served.state).decode())
+    if served.store.has_keeper:
+        served.store.store("state", msgspec.json.encode(served.state).decode())
     served.folder.write(served.state)
 
 
@@ -143,10 +146,8 @@ def _mount_all(served: Served) -> None:
         if os.geteuid() != 0:
             continue
         wanted = {"file": place.file, "sector": device.logical_block_size, "read_only": device.read_only}
-        made, descriptors = ask("loop", wanted)
+        made, _ = ask("loop", wanted)
         place.loop = str(made["path"])
-        served.store.store(f"loop:{number}", place.loop, descriptors, late=True)
-        os.close(descriptors[0])
         single = len(served.devices) == 1
         place.link = str(served.folder.path / ("device" if single else f"device-{number + 1}"))
         Path(place.link).symlink_to(place.loop)
@@ -203,9 +204,12 @@ def _serve(served: Served) -> None:
 
 def end(served: Served) -> None:
     """Takes the front-ends away and lets the devices go, all written. Raises while somebody uses one."""
-    for number, place in enumerate(served.state.places):
+    for place in served.state.places:
         if place.loop is not None:
-            _end_loop(served, number, place, Errand("unloop", {"path": place.loop}))
+            ask("unloop", {"file": place.file, "timeout": _UNMOUNT_SECONDS})
+            _remove_links(place)
+            place.loop = None
+            keep_state(served)
     if served.server is not None:
         served.server.close()
         served.server = None
@@ -218,22 +222,10 @@ def end(served: Served) -> None:
     _remove_names(served)
 
 
-def _end_loop(served: Served, number: int, place: Place, errand: Errand) -> None:
-    try:
-        errand.answer()
-        served.store.drop(f"loop:{number}")
-        errand.tell({})
-        answer, descriptors = errand.answer()
-        if "busy" in answer:
-            served.store.store(f"loop:{number}", str(place.loop), descriptors, late=True)
-            os.close(descriptors[0])
-            raise rebuilt(answer["busy"])
-    finally:
-        errand.end()
+def _remove_links(place: Place) -> None:
     if place.link is not None:
         Path(place.link).unlink(missing_ok=True)
-    place.loop = place.link = None
-    keep_state(served)
+    place.link = None
 
 
 def cut_off(served: Served) -> None:
@@ -243,24 +235,25 @@ def cut_off(served: Served) -> None:
     for device in served.devices:
         with contextlib.suppress(BlockcowError):
             device.flush()
+    for place in served.state.places:
+        with contextlib.suppress(BlockcowError, OSError):  # in use: it ends with its last user
+            ask("unloop", {"file": place.file, "timeout": 0.0})
     for export in served.exports:
         _unmount_lazily(export.mountpoint)
     _remove_names(served)
 
 
 def _unmount_lazily(mountpoint: str) -> None:
-    command = ["umount", "--lazy", mountpoint] if os.geteuid() == 0 else ["fusermount3", "-u", "-z", mountpoint]
-    subprocess.run(command, check=False, timeout=_UNMOUNT_SECONDS, stdin=subprocess.DEVNULL)
+    command = ["umount", "--force", "--lazy"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
+    subprocess.run([*command, mountpoint], check=False, timeout=_UNMOUNT_SECONDS, stdin=subprocess.DEVNULL)
 
 
 def abandon_files(served: Served) -> None:
     """Undoes what was made of the FUSE front-end."""
     for place in served.state.places:
-        if place.loop is not None:
-            served.store.drop(f"loop:{served.state.places.index(place)}")
-            until = time.monotonic() + _UNMOUNT_SECONDS
-            while Path(f"/sys/block/{Path(place.loop).name}/loop").exists() and time.monotonic() < until:
-                time.sleep(0.02)
+        if place.file is not None:
+            with contextlib.suppress(BlockcowError, OSError):
+                ask("unloop", {"file": place.file, "timeout": _UNMOUNT_SECONDS})
     for export in served.exports:
         with contextlib.suppress(BlockcowError):
             export.close(_UNMOUNT_SECONDS)

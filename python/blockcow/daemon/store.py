@@ -38,16 +38,22 @@ class Store:
             self.items[message["name"]] = Item(message["note"], descriptors)
         self.restarts, self.keeper, self.first = message["restarts"], message["keeper"], message["first"]
 
-    def store(self, name: str, note: str, descriptors: Sequence[int] = (), *, late: bool = False) -> None:
-        """Keeps duplicates of the descriptors, and the note, until `drop`. ``late``: they are closed after all others.
+    def store(self, name: str, note: str, descriptors: Sequence[int] = ()) -> None:
+        """Keeps duplicates of the descriptors, and the note, until `drop`.
 
         Raises OSError if the keeper cannot, or has gone.
         """
-        self._ask({"do": "store", "name": name, "note": note, "late": late}, tuple(descriptors))
+        self._ask({"do": "store", "name": name, "note": note}, tuple(descriptors))
 
     def drop(self, name: str) -> None:
-        """Forgets what has the name."""
-        self._ask({"do": "drop", "name": name})
+        """Forgets what has the name. A keeper that has gone has forgotten everything."""
+        with suppress(ConnectionError):
+            self._ask({"do": "drop", "name": name})
+
+    @property
+    def has_keeper(self) -> bool:
+        """Whether there is still somebody to keep anything, and to start another worker."""
+        return os.getppid() == self.keeper
 
     def tell(self, what: str, **fields: Any) -> None:
         """``ready``, ``failed``, ``restart`` or ``bye``. A keeper that has gone is no matter then."""

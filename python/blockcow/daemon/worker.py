@@ -6,6 +6,7 @@ The data path comes first and everything slow to import afterwards: programs wai
 import logging
 import os
 import queue
+import shutil
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ from blockcow.daemon.served import Served
 from blockcow.daemon.store import Store
 from blockcow.daemon.uses import uses_of
 from blockcow.errors import failure, fields_of
+from blockcow.pressure import brace
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +78,9 @@ class Worker:
 
     def restart(self) -> None:
         """Gives way to a new worker."""
+        if not self.served.store.has_keeper:
+            reason = "its keeper was killed, so nobody would start another; detach and attach instead"
+            raise failure(StateError, f"restart {self.served.config.name}", reason)
         if not all(export.can_resend for export in self.served.exports):
             reason = "this kernel cannot send requests again, so programs would get errors; detach and attach instead"
             raise failure(StateError, f"restart {self.served.config.name}", reason)
@@ -96,9 +101,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    footing = brace()  # before there are other threads
     store = Store(link)
     try:
         worker = _begin(folder, config, store) if store.first else _take_over(folder, config, store)
+        worker.served.footing = footing
         _run(worker, folder)
     except Exception as error:
         if not store.first:
@@ -127,7 +134,7 @@ def _run(worker: Worker, folder: RunFolder) -> None:
     served, store = worker.served, worker.served.store
     if not store.first:
         store.tell("ready", report=None)
-    from blockcow.daemon import control, report  # noqa: PLC0415 - programs do not wait for these imports
+    from blockcow.daemon import control, leftovers, report  # noqa: PLC0415 - programs do not wait for these imports
 
     if (item := store.items.get("control")) is not None:
         listener = socket.socket(fileno=os.dup(item.descriptors[0]))
@@ -135,9 +142,11 @@ def _run(worker: Worker, folder: RunFolder) -> None:
         listener = control.listen(str(folder.control))
         store.store("control", str(folder.control), [listener.fileno()])
     store.close_items()
-    interface = control.Control(listener, served, worker.backups, worker.detach, worker.restart)
+    pids = {"keeper_pid": store.keeper, "worker_pid": os.getpid()}
+    interface = control.Control(listener, served, worker.backups, pids, worker.detach, worker.restart)
     interface.start()
     worker.backups.watch_resumed()
+    leftovers.remove_when_mounted(served, worker.backups.lock)
     if store.first:
         made = report.of(served)
         if served.config.foreground:
@@ -147,6 +156,8 @@ def _run(worker: Worker, folder: RunFolder) -> None:
     how = worker.ends.get()
     interface.close()
     store.tell(how)
+    if not store.has_keeper:
+        shutil.rmtree(folder.path, ignore_errors=True)
     if how == "restart":
         os.kill(os.getpid(), signal.SIGKILL)  # as the death that the next worker is made for
     os._exit(0)
