@@ -43,8 +43,8 @@ lint: $(extension)  ## Check format, lints, types, the extension's stub and the 
 	$(bin)/python -m mypy.stubtest blockcow._blockcow
 	$(bin)/python -m pytest -q tests/test_layering.py
 
-bench: $(extension)  ## Measure against pure Python and dd (QUICK=1: only see that it works)
-	$(bin)/python -m pytest bench/test_bench.py --timeout=0 --benchmark-quiet $(bench_options)
+bench: $(extension) | debian-for-tests  ## Measure beside dd, pure Python and QEMU (QUICK=1: only see that it works)
+	$(bin)/python -m pytest bench/test_bench.py bench/test_frontends.py --timeout=0 --benchmark-quiet $(bench_options)
 
 build: $(extension)  ## Build the extension and install the package into .venv
 

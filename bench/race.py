@@ -71,5 +71,9 @@ class Race:
                 self._reached[name, measure].append(value)
         self._contestants.append(self._contestants.pop(0))
 
+    def measures(self) -> list[str]:
+        """What was measured, in the order in which it came."""
+        return list(dict.fromkeys(measure for _, measure in self._reached))
+
     def figures(self, measure: str) -> dict[str, Figure]:
         return {name: Figure(name, rounds) for (name, of), rounds in self._reached.items() if of == measure}

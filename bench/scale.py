@@ -14,7 +14,26 @@ class Scale:
     idle_bytes: int
     load_bytes: int
     decisions: int
+    served_bytes: int
+    fio_seconds: float
+    fio_rounds: int
 
 
-FULL = Scale(rounds=5, idle_bytes=2 << 30, load_bytes=256 << 20, decisions=1_000_000)
-QUICK = Scale(rounds=2, idle_bytes=64 << 20, load_bytes=16 << 20, decisions=100_000)
+FULL = Scale(
+    rounds=5,
+    idle_bytes=2 << 30,
+    load_bytes=256 << 20,
+    decisions=1_000_000,
+    served_bytes=256 << 20,
+    fio_seconds=1.0,
+    fio_rounds=5,
+)
+QUICK = Scale(
+    rounds=2,
+    idle_bytes=64 << 20,
+    load_bytes=16 << 20,
+    decisions=100_000,
+    served_bytes=16 << 20,
+    fio_seconds=0.1,
+    fio_rounds=1,
+)
