@@ -16,7 +16,7 @@ from code_map import ROOT, files_of, read_code_map
 from blockcow import _blockcow
 
 PACKAGE = "python/blockcow"
-WORKS_WITH_THE_EXTENSION = {"__init__", "backup", "cli", "demo", "device", "export"}
+WORKS_WITH_THE_EXTENSION = {"__init__", "backup", "cli", "daemon", "demo", "device", "export"}
 """Everybody may name the extension's exceptions; the rest of it is for these modules."""
 
 _COMMENT = re.compile(r"//.*$", re.MULTILINE)

@@ -123,12 +123,14 @@ class Device:
         ``keep``: the memory is a memfd, so that another process can go on with the backup; see `Backup.kept`.
         """
 
-    def _resume(self, kept: dict[str, int], note: str) -> Backup:
+    def _resume(self, kept: dict[str, int], note: str, *, dest_export: NbdExport | None = None) -> Backup:
         """Goes on with a backup of this device whose process is dead, given what `Backup.kept` returned there.
 
         The descriptors are duplicated. Before the first request of a program comes through. The backup may have been
         published already; then it is complete. Raises, mostly `StateError`, if it cannot go on: then it is broken, and
         what it left at the destination is removed. Of a group that was cut together, cancel the others then.
+        ``dest_export``: a destination on an NBD server, opened anew. With a container there no backup goes on: what the
+        dead process had sent may still come to it.
         """
 
 @final

@@ -1,7 +1,7 @@
 """One backup under way, for programs: wait, figures, events, cancel. The work itself is in the extension."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,8 +23,11 @@ class Backup:
 
     def __init__(self, inner: _blockcow.Backup, device: str, dest: str, inside: str | None = None) -> None:
         """``inside`` is the container file to remove at the end, if it lies on the device itself."""
-        self._inner = inner
+        self.inner = inner
+        """The extension's own backup."""
         self._inside = inside
+        self.left_behind: str | None = None
+        """The container file, if it lies inside a file system on the device and could not be removed at the end."""
         self._names = {"device": device, "dest": dest}
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -34,12 +37,12 @@ class Backup:
         """
         if not self.ended(timeout):
             return False
-        self._inner.raise_for_state()
+        self.inner.raise_for_state()
         return True
 
     def ended(self, timeout: float | None) -> bool:
         """Waits up to ``timeout`` seconds for the end, whichever it is."""
-        if not self._inner.wait(timeout):
+        if not self.inner.wait(timeout):
             return False
         self._remove_inside()
         return True
@@ -49,20 +52,31 @@ class Backup:
         if path is None:
             return
         try:
-            reason = None if remove(path, self._inner.at_rest) else "it is not there; is its file system unmounted?"
+            reason = None if remove(path, self.inner.at_rest) else "it is not there; is its file system unmounted?"
         except BlockcowError as error:
             reason = str(error)
         if reason is not None:
+            self.left_behind = path
             advice = "the next backup with the same container removes it"
             warnings.warn(f"the container {path} stays behind: {reason}; {advice}", RuntimeWarning, stacklevel=3)
 
+    def discard(self) -> None:
+        """Cancels it and removes what it made. For one whose cut failed or is not wanted any more."""
+        self.cancel()
+        self.ended(None)
+
+    def kept(self) -> tuple[dict[str, int], str]:
+        """Descriptors, the caller's to close, and a note, with which another process can go on with a backup that was
+        prepared to be kept."""
+        return self.inner.kept()
+
     def status(self) -> Status:
         """Figures so far."""
-        return msgspec.convert({**self._inner.status(), **self._names}, Status)
+        return msgspec.convert({**self.inner.status(), **self._names}, Status)
 
     def cancel(self) -> None:
         """Ends the backup; writes go on. Nothing bears the final name. Does nothing if it has ended."""
-        self._inner.cancel()
+        self.inner.cancel()
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Events as they come, until the backup ends: suspended writes, drains, changes of state."""
@@ -71,12 +85,12 @@ class Backup:
 
     def next_events(self, timeout: float) -> list[dict[str, Any]] | None:
         """The events queued, after waiting up to ``timeout`` seconds for one; None when no more will come."""
-        return self._inner.next_events(timeout)
+        return self.inner.next_events(timeout)
 
     def block_map(self, cells: int) -> list[tuple[int, int, int, int]]:
         """For each of ``cells`` equal stretches of the device the blocks still to do, in the container, copied before
         write and gone to the destination, and copied by the sweep."""
-        return self._inner.block_map(cells)
+        return self.inner.block_map(cells)
 
     def __enter__(self) -> Self:
         return self
@@ -87,3 +101,9 @@ class Backup:
             self.ended(None)
             return
         self.wait()
+
+
+def cut_together(backups: Sequence[Backup], timeout: float) -> float:
+    """One cut for prepared backups of several devices. Returns the seconds for which writes were held; if anything
+    fails, all of them are cancelled."""
+    return _blockcow.cut_together([backup.inner for backup in backups], timeout)

@@ -6,14 +6,14 @@ Forms: a file path, also in a file system that lies on the device; a block devic
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from blockcow import mounts, signature, sysfs
 from blockcow._blockcow import BusyError, ContainerError, ExistsError
 from blockcow.errors import failure
-from blockcow.export import TIMEOUT, NbdExport, is_uri, open_blank
+from blockcow.export import TIMEOUT, hold, is_uri, open_blank
 from blockcow.freespace import ALIGNMENT, largest_free, used
 from blockcow.inside import origin_of
 from blockcow.inside_file import is_marked
@@ -36,8 +36,6 @@ class Container:
     offset: int
     """Of a section on the device. Of a file inside a file system on the device: where that begins."""
     length: int
-    export: NbdExport | None = field(default=None, repr=False, compare=False)
-    """For an NBD server's export: its open connections, which the backup takes."""
 
     def __str__(self) -> str:
         size = format_size(self.length)
@@ -182,7 +180,9 @@ def _export(uri: str, wanted: int | None, force: Collection[str], timeout: float
             f"it holds {format_size(export.size)}, not {format_size(wanted or 1)}; ask for less, or name a larger one"
         )
         raise failure(ContainerError, f"open the container {uri}", reason)
-    return Container("nbd", export.uri, 0, wanted or export.size, export)
+    place = Container("nbd", export.uri, 0, wanted or export.size)
+    hold(place, export)
+    return place
 
 
 def _file(

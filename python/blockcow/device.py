@@ -1,14 +1,15 @@
 """A device that a program opens and writes through blockcow. Reads and writes go straight to the extension."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Self, Unpack
 
 from blockcow import _blockcow
-from blockcow.backup import Backup
+from blockcow.backup import Backup, cut_together
 from blockcow.consistency import quiesced
-from blockcow.inside import clean, make, remove
+from blockcow.inside import clean, make
 from blockcow.node import find
 from blockcow.plan import Options, Plan, make_plan
 from blockcow.preflight import check_device
@@ -42,31 +43,43 @@ class Device(_blockcow.Device):
 
     def start(self, plan: Plan) -> Backup:
         """Makes the cut for a plan made by `make_plan` for this device."""
+        return start_together([(self, plan)])[0]
+
+    def prepare(self, plan: Plan, *, keep: bool = False) -> Backup:
+        """Does everything that can fail or takes time before the cut. `Backup.kept` says what ``keep`` is for."""
         self.flush()
         place = plan.container
         if place.kind != "inside" or place.path is None:
-            return self._cut(plan, self._prepare(**plan.arguments()), None)
+            return Backup(self._prepare(**plan.arguments(), keep=keep), plan.device.path, plan.dest)
         inside = make(place.path, place.length, place.offset, self.pread)
         try:
-            inner = self._prepare(**plan.arguments(inside.sections))
+            inner = self._prepare(**plan.arguments(inside.sections), keep=keep)
         except BaseException:
             clean(inside.path)
             raise
-        return self._cut(plan, inner, inside.path)
-
-    def _cut(self, plan: Plan, inner: _blockcow.Backup, inside: str | None) -> Backup:
-        try:
-            with quiesced(plan.consistency, plan.mounts, 2 * plan.cbw_timeout, plan.outside()):
-                inner.cut(plan.cbw_timeout)
-        except BaseException:
-            inner.cancel()
-            if inside is not None and inner.wait(None):
-                remove(inside, inner.at_rest)
-            raise
-        return Backup(inner, plan.device.path, plan.dest, inside)
+        return Backup(inner, plan.device.path, plan.dest, inside.path)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def start_together(
+    group: Sequence[tuple[Device, Plan]], around: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> list[Backup]:
+    """Makes one cut for several devices; inside ``around``, once everything is prepared. All of them or none."""
+    prepared: list[Backup] = []
+    try:
+        prepared.extend(device.prepare(plan) for device, plan in group)
+        mounts = [point for _, plan in group for point in plan.mounts]
+        outside = [path for _, plan in group for path in plan.outside()]
+        first = group[0][1]
+        with around(), quiesced(first.consistency, mounts, 2 * first.cbw_timeout, outside):
+            cut_together(prepared, first.cbw_timeout)
+    except BaseException:
+        for backup in prepared:
+            backup.discard()
+        raise
+    return prepared

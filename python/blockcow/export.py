@@ -1,20 +1,22 @@
 """Exports of NBD servers, named by URIs, as places for the container and the destination: opened, found fit, kept open.
 
-A server may end with its last client, or take only one: what is looked at here is what the backup then writes to.
+A server may end with its last client, or take only one: what is looked at here is what the backup then writes to, if it
+starts in the same process.
 """
 
 import os
 import re
-from typing import Literal
+from typing import Literal, cast
 
 from blockcow._blockcow import ContainerError, DestinationError, NbdExport
 from blockcow.errors import failure
 from blockcow.signature import Signature, probe_path
 
-__all__ = ["TIMEOUT", "NbdExport", "is_uri", "open_blank", "probe"]
+__all__ = ["TIMEOUT", "NbdExport", "held", "hold", "is_uri", "open_blank", "probe", "take"]
 
 TIMEOUT = 60.0
 """Seconds without any sign of a server after which it is given up."""
+Role = Literal["container", "destination"]
 _EDGE = 1024 * 1024  # signatures lie in the first or in the last MiB
 _URI = re.compile(r"nbds?(\+[a-z]*)?:", re.IGNORECASE)
 
@@ -24,7 +26,24 @@ def is_uri(text: str) -> bool:
     return _URI.match(text) is not None
 
 
-def open_blank(uri: str, role: Literal["container", "destination"], force: bool, timeout: float) -> NbdExport:
+def hold(owner: object, export: NbdExport) -> None:
+    """Keeps an export open with a frozen object, beside its fields: who gets a copy of those must open it anew."""
+    vars(owner)["_export"] = export
+
+
+def held(owner: object) -> NbdExport | None:
+    """What is kept open with an object."""
+    return cast("NbdExport | None", vars(owner).get("_export"))
+
+
+def take(owner: object, uri: str, role: Role, timeout: float) -> NbdExport:
+    """The export that is kept open with an object, and is not any more then; or else it is opened."""
+    export = held(owner)
+    vars(owner).pop("_export", None)
+    return export or NbdExport(uri, role, timeout=timeout)
+
+
+def open_blank(uri: str, role: Role, force: bool, timeout: float) -> NbdExport:
     """The export, open for writing. Raises unless it holds nothing, or ``force`` is given.
 
     Raises ValueError for a URI that means nothing and for an export that is read-only.

@@ -63,15 +63,18 @@ def origin_of(path: str, own_mounts: Sequence[str]) -> int:
         raise _failure(path, f"{reason}. Choose a place outside the device, or memory:256M")
     if "data=journal" in mount.options:
         raise _failure(path, "its file system is mounted with data=journal, so data have two places; choose another")
-    return _offset(sysfs.folder_of(mount.device))
+    return _offset(path, sysfs.folder_of(mount.device))
 
 
-def _offset(folder: Path) -> int:
+def _offset(path: str, folder: Path) -> int:
     """Where a loop device, or a partition of it, begins in the file behind the loop device."""
     disk = sysfs.disk_of(folder)
     if disk is not None:
-        return int(sysfs.text(folder / "start")) * SECTOR + _offset(disk)
-    return int(sysfs.text(folder / "loop" / "offset") or 0)
+        return int(sysfs.text(folder / "start")) * SECTOR + _offset(path, disk)
+    if not (folder / "loop").is_dir():
+        reason = f"its file system lies on /dev/{folder.name}, which is made of the device and not a plain part of it"
+        raise _failure(path, f"{reason}; choose a place outside the device")
+    return int(sysfs.text(folder / "loop" / "offset"))
 
 
 def make(path: str, length: int, origin: int, read: Read) -> InsideFile:

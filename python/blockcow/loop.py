@@ -60,8 +60,11 @@ class Loop:
             time.sleep(_PAUSE)
 
 
-def attach(path: str, *, sector: int, read_only: bool = False) -> Loop:
+def attach(path: str, *, sector: int, read_only: bool = False, autoclear: bool = True) -> Loop:
     """A loop device on a file, with sectors of ``sector`` bytes, its partitions known if this kernel reads tables.
+
+    Without ``autoclear`` it stays until `Loop.detach`, though nobody has it open: whoever serves its file must not be
+    its last opener, who writes what is dirty and waits for that.
 
     It has the whole sectors of the file: a file of 1000 bytes gives a device of 512; what is behind them only the file
     has. Raises DeviceError with the reason.
@@ -70,7 +73,7 @@ def attach(path: str, *, sector: int, read_only: bool = False) -> Loop:
     try:
         file = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
         try:
-            loop = _configure(file, path, sector, read_only)
+            loop = _configure(file, path, sector, read_only, autoclear)
         finally:
             os.close(file)
     except OSError as error:
@@ -80,13 +83,23 @@ def attach(path: str, *, sector: int, read_only: bool = False) -> Loop:
     return loop
 
 
+def on_file(path: str) -> list[str]:
+    """The loop devices whose backing file has this path."""
+    found = []
+    for backing in _BLOCK.glob("loop*/loop/backing_file"):
+        with suppress(OSError):
+            if backing.read_text(encoding="utf-8", errors="surrogateescape").strip() == path:
+                found.append(f"/dev/{backing.parent.parent.name}")
+    return found
+
+
 def adopt(path: str, fd: int) -> Loop:
     """A loop device that another process attached, by a descriptor of it, which is taken over."""
     return Loop(path, fd, _limit(_BLOCK / Path(path).name))
 
 
-def _configure(file: int, path: str, sector: int, read_only: bool) -> Loop:
-    flags = _DIRECT_IO | _PARTSCAN | _AUTOCLEAR | (_READ_ONLY if read_only else 0)
+def _configure(file: int, path: str, sector: int, read_only: bool, autoclear: bool) -> Loop:
+    flags = _DIRECT_IO | _PARTSCAN | (_AUTOCLEAR if autoclear else 0) | (_READ_ONLY if read_only else 0)
     name = os.fsencode(path)[-63:]
     limit = os.fstat(file).st_size // sector * sector
     if limit == 0:

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 from blockcow import sysfs
 from blockcow.consistency import POLICIES
 from blockcow.container import Container, node_of, require_outside, resolve
-from blockcow.export import TIMEOUT, NbdExport, is_uri
+from blockcow.export import TIMEOUT, NbdExport, held, hold, is_uri, take
 from blockcow.node import Node
 from blockcow.preflight import check_dest, check_dest_export, check_manifest
 from blockcow.units import format_size, format_time, parse_share, parse_size, parse_time
@@ -64,7 +64,7 @@ class Plan:
     container: Container
     dest: str
     dest_is_file: bool
-    dest_export: NbdExport | None
+    dest_is_export: bool
     dest_overwrite: bool
     manifest: str
     staging_bytes: int
@@ -77,6 +77,7 @@ class Plan:
     ranges: Sequence[tuple[int, int]] | None
     consistency: str
     mounts: Sequence[str]
+    nbd_timeout: float
 
     def arguments(self, inside: Sequence[tuple[int, int]] = ()) -> dict[str, Any]:
         """What the extension's ``Device._prepare`` is called with; ``inside``: where a container inside lies."""
@@ -98,15 +99,31 @@ class Plan:
             "limit_read": self.limit_read,
             "ranges": self.ranges,
             "identity": _identity(self.device),
-            "container_export": place.export,
-            "dest_export": self.dest_export,
+            "container_export": self._container_export(),
+            "dest_export": self.open_dest(),
         }
+
+    def _container_export(self) -> NbdExport | None:
+        place = self.container
+        if place.kind != "nbd" or place.path is None:
+            return None
+        return take(place, place.path, "container", self.nbd_timeout)
+
+    def open_dest(self) -> NbdExport | None:
+        """The export of an NBD server that is the destination, if it is one."""
+        return take(self, self.dest, "destination", self.nbd_timeout) if self.dest_is_export else None
 
     def outside(self) -> list[str]:
         """Paths that are written during the backup through their own file system: it must not be frozen."""
         container = self.container.path if self.container.kind not in ("inside", "nbd") else None
-        dest = self.dest if self.dest_export is None else self.manifest
+        dest = self.manifest if self.dest_is_export else self.dest
         return [path for path in (container, dest) if path is not None]
+
+    def warnings(self) -> list[str]:
+        """What the user may not expect."""
+        if self.consistency == "freeze" and not self.mounts:
+            return ["there is nothing to freeze: no file system on the device is mounted"]
+        return []
 
     def describe(self) -> list[tuple[str, str]]:
         """The plan for people, as pairs of a word and what it will be."""
@@ -166,12 +183,12 @@ def make_plan(
         sizes = f"{format_size(place.length)} is less than one block of {format_size(block_bytes or 1)}"
         raise ValueError(f"the container is too small: {sizes}")
     check_manifest(manifest_path, force)
-    return Plan(
+    plan = Plan(
         device=device,
         container=place,
         dest=dest_path,
         dest_is_file=not remote and (dest_node is None or not dest_node.is_block),
-        dest_export=dest_export,
+        dest_is_export=remote,
         dest_overwrite="dest-exists" in force,
         manifest=manifest_path,
         staging_bytes=min(_MOST_STAGING, place.length) if staging_size is None else parse_size(staging_size),
@@ -184,7 +201,11 @@ def make_plan(
         ranges=ranges,
         consistency=consistency,
         mounts=own_mounts,
+        nbd_timeout=silence,
     )
+    if dest_export is not None:
+        hold(plan, dest_export)
+    return plan
 
 
 def _one_of(what: str, name: str, names: Sequence[str]) -> None:
@@ -210,7 +231,8 @@ def _check_places(
     device: Node, place: Container, dest_node: Node | NbdExport | None, dest: str, own_mounts: Sequence[str]
 ) -> None:
     if isinstance(dest_node, NbdExport):
-        if place.export is not None and place.export.identity == dest_node.identity:
+        export = held(place)
+        if export is not None and export.identity == dest_node.identity:
             raise ValueError(f"the container {place.path} is also the destination: name another export")
         return
     container_node = node_of(place)

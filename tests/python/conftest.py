@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from live import Attaches
+
 MIB = 1024 * 1024
 
 
@@ -70,6 +72,12 @@ def mount(root: None, tmp_path: Path, cleanup: ExitStack) -> Callable[[str], Pat
         return point
 
     return make
+
+
+@pytest.fixture
+def attaches(cleanup: ExitStack) -> Attaches:
+    """Attaches devices: ``attaches.attach(path)`` is an `Attach`, ended at the end of the test."""
+    return Attaches(cleanup)
 
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

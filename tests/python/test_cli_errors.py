@@ -87,7 +87,7 @@ def test_a_misspelt_device_does_not_become_a_file_in_dev(backup: Backup, role: s
 
 @pytest.mark.parametrize(("container", "options"), [("memory:2K", {}), ("memory:32K", {"block_size": "64K"})])
 def test_container_too_small_for_one_block(backup: Backup, container: str, options: dict[str, str]) -> None:
-    assert_one_error(backup(container=container, **options), 2, "one block")
+    assert_one_error(backup(container=container, **options), 2, "block of")
 
 
 def test_unreadable_file(backup: Backup, image: Path, root: None, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_unreadable_file(backup: Backup, image: Path, root: None, tmp_path: Path
     ],
 )
 def test_bad_values_name_the_option_or_the_value(backup: Backup, option: str, value: str, word: str) -> None:
-    result = backup(f"--{option}", value)
+    result = backup(**{option: value})
     assert_one_error(result, 2, word)
     assert option in result.stderr or value in result.stderr
 

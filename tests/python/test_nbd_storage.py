@@ -192,6 +192,25 @@ def test_a_server_that_is_gone_breaks_the_backup_and_no_program(
     assert not sheet.exists()
 
 
+@pytest.mark.parametrize("role", ["dest", "container"])
+def test_a_server_that_stands_still_does_not_hold_up_the_end(
+    role: str, servers: Servers, source: Path, sheet: Path
+) -> None:
+    before = source.read_bytes()
+    lost, other = servers.nbdkit("memory", f"size={SIZE}"), servers.nbdkit("memory", f"size={SIZE}")
+    container, dest = (lost, other) if role == "container" else (other, lost)
+    places = {"container": container.uri, "dest": dest.uri, "manifest": sheet}
+    with Device(source) as device:
+        backup = device.backup(**places, staging_size="64K", limit_read="8M", nbd_timeout="20m")  # type: ignore[arg-type]
+        with loaded(device, before) as load:
+            load.wait_for_more()
+            lost.stop()
+            backup.cancel()
+            assert backup.ended(100)
+            load.wait_for_more()
+        assert backup.status().status == "cancelled"
+
+
 def test_a_server_that_takes_one_client_and_ends_with_it_serves_a_whole_backup(
     servers: Servers, source: Path, sheet: Path
 ) -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import blockcow
 from blockcow import StateError
 from blockcow.node import find
 from blockcow.plan import make_plan
+from nbd_servers import Servers
 
 FIRST = """
 import itertools, os, socket, sys
@@ -21,10 +23,10 @@ import blockcow
 from blockcow.node import find
 from blockcow.plan import make_plan
 
-device_path, container, dest, number = sys.argv[1:]
+device_path, container, dest, manifest, number = sys.argv[1:]
 keeper = socket.socket(fileno=int(number))
 with blockcow.Device(device_path) as device:
-    plan = make_plan(find(device_path), container, dest, limit_read="1M", cbw_timeout="120s")
+    plan = make_plan(find(device_path), container, dest, manifest=manifest, limit_read="1M", cbw_timeout="120s")
     backup = device._prepare(**plan.arguments(), keep=True)
     kept, note = backup.kept()
     names = " ".join(kept)
@@ -44,11 +46,13 @@ with blockcow.Device(device_path) as device:
 SECOND = """
 import json, os, sys
 import blockcow
+from blockcow.export import NbdExport, is_uri
 
-device_path, note, kept = sys.argv[1:]
+device_path, note, kept, dest = sys.argv[1:]
 kept = json.loads(kept)
+export = NbdExport(dest, "destination", timeout=60) if is_uri(dest) else None
 with blockcow.Device(device_path) as device:
-    backup = device._resume(kept, note)
+    backup = device._resume(kept, note, dest_export=export)
     for descriptor in kept.values():
         os.close(descriptor)
     for offset in range(4096, device.size, 8192):
@@ -60,13 +64,26 @@ with blockcow.Device(device_path) as device:
 
 @pytest.mark.parametrize("container", ["memory:16M", "file"])
 def test_a_killed_backup_goes_on_in_another_process(image: Path, tmp_path: Path, container: str) -> None:
-    place = str(tmp_path / "container") if container == "file" else container
-    expected = image.read_bytes()
     dest = tmp_path / "dest.img"
+    killed_and_resumed(image, str(tmp_path / "container") if container == "file" else container, str(dest), dest)
+
+
+def test_a_killed_backup_to_a_server_goes_on(image: Path, tmp_path: Path, cleanup: ExitStack) -> None:
+    dest = tmp_path / "dest.img"
+    dest.touch()
+    os.truncate(dest, image.stat().st_size)
+    server = Servers(tmp_path, cleanup).nbdkit("file", str(dest))
+    killed_and_resumed(image, "memory:16M", server.uri, dest)
+
+
+def killed_and_resumed(image: Path, container: str, dest: str, made: Path) -> None:
+    """Kills a backup, has another process go on, and compares ``made``, the file at the destination."""
+    expected = image.read_bytes()
+    manifest = f"{made}.manifest"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         number = theirs.fileno()
-        command = [sys.executable, "-c", FIRST, str(image), place, str(dest), str(number)]
+        command = [sys.executable, "-c", FIRST, str(image), container, dest, manifest, str(number)]
         first = subprocess.Popen(command, pass_fds=[number])
         try:
             message, descriptors, _, _ = socket.recv_fds(ours, 1 << 16, 16)
@@ -78,14 +95,14 @@ def test_a_killed_backup_goes_on_in_another_process(image: Path, tmp_path: Path,
             first.wait()
     names, note = message.decode().split("\n", 1)
     kept = dict(zip(names.split(), descriptors, strict=True))
-    second = [sys.executable, "-c", SECOND, str(image), note, json.dumps(kept)]
+    second = [sys.executable, "-c", SECOND, str(image), note, json.dumps(kept), dest]
     said = subprocess.run(second, pass_fds=descriptors, check=True, capture_output=True, text=True, timeout=120).stdout
     for descriptor in descriptors:
         os.close(descriptor)
     status = json.loads(said)
     assert (status["status"], status["worker_restarts"]) == ("complete", 1)
-    assert dest.read_bytes() == expected
-    assert not blockcow.verify(str(dest), f"{dest}.manifest")["damaged"]
+    assert made.read_bytes() == expected
+    assert not blockcow.verify(dest, manifest)["damaged"]
 
 
 def test_only_what_was_prepared_for_it_is_kept(image: Path, tmp_path: Path) -> None:

@@ -7,11 +7,15 @@ import click
 
 from blockcow import __version__
 from blockcow.cli import verb
+from blockcow.cli.attach import attach
 from blockcow.cli.backup import backup
 from blockcow.cli.completion import completion
 from blockcow.cli.demo import demo
+from blockcow.cli.detach import detach
 from blockcow.cli.devices import devices
+from blockcow.cli.restart import restart
 from blockcow.cli.restore import restore
+from blockcow.cli.status import status
 from blockcow.cli.verify import verify
 
 _EPILOG = """Every option has an environment variable: BLOCKCOW_BACKUP_CBW_TIMEOUT is --cbw-timeout of backup.
@@ -36,7 +40,7 @@ def cli() -> None:
     """
 
 
-for command in (devices, backup, verify, restore, demo, completion):
+for command in (devices, attach, detach, status, restart, backup, verify, restore, demo, completion):
     cli.add_command(command)
 
 

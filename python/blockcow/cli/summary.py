@@ -1,7 +1,8 @@
 """The end of a backup in a few lines for people. The same figures as JSON are the summary itself."""
 
+from pathlib import Path
+
 from blockcow.cli.verb import say
-from blockcow.plan import Plan
 from blockcow.status import Status
 from blockcow.units import format_size, format_time
 
@@ -23,16 +24,18 @@ def figures(status: Status) -> list[str]:
     return lines
 
 
-def say_end(status: Status, plan: Plan) -> None:
+def say_end(status: Status, manifest: str | None) -> None:
     """Tells people how the backup ended and what to do next."""
     if status.status != "complete":
-        unfinished = "no image was made" if plan.dest_is_file else "what is on it now is no backup"
-        say(f"blockcow: the backup to {plan.dest} is {status.status}; {unfinished}")
+        unfinished = (
+            "no image was made" if not Path(status.dest).is_block_device() else "what is on it now is no backup"
+        )
+        say(f"blockcow: the backup to {status.dest} is {status.status}; {unfinished}")
         if status.status == "broken":
             say(f"blockcow: {status.error}")
         return
-    say(f"blockcow: the backup to {plan.dest} is complete")
+    say(f"blockcow: the backup to {status.dest} is complete")
     for line in figures(status):
         say(f"  {line}")
-    beside = "" if plan.manifest == f"{plan.dest}.manifest" else f" --manifest {plan.manifest}"
-    say(f"  check it at any time: blockcow verify {plan.dest}{beside}")
+    beside = "" if manifest in (None, f"{status.dest}.manifest") else f" --manifest {manifest}"
+    say(f"  check it at any time: blockcow verify {status.dest}{beside}")

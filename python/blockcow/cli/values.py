@@ -27,3 +27,12 @@ class Unit(click.ParamType[str]):
 SIZE = Unit("size", parse_size)
 TIME = Unit("time", parse_time)
 SHARE = Unit("percent", lambda text: parse_share(text, 2**63 - 1))
+
+
+class Place(click.Path):
+    """A path or another place, as typed. Several in one environment variable stand on lines of their own."""
+
+    envvar_list_splitter = "\n"
+
+
+PLACE = Place(readable=False)

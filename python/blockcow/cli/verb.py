@@ -14,7 +14,8 @@ import click
 import msgspec
 
 from blockcow import __version__
-from blockcow._blockcow import BlockcowError, BusyError, MismatchError
+from blockcow._blockcow import BusyError, MismatchError
+from blockcow.errors import expected_text, fields_of
 from blockcow.status import SCHEMA
 
 FAILURE, USAGE, WARNINGS, BUSY, BROKEN, MISMATCH = 1, 2, 3, 11, 20, 21
@@ -104,22 +105,7 @@ def exit_code_of(error: Exception) -> int:
 
 def error_fields(error: Exception) -> dict[str, Any]:
     """An error as the fields of a JSON line."""
-    if isinstance(error, BlockcowError):
-        return {
-            "kind": error.kind,
-            "operation": error.operation,
-            "errno": error.errno,
-            "offset": error.offset,
-            "message": str(error),
-        }
-    kind = "invalid" if isinstance(error, ValueError) else "internal"
-    return {
-        "kind": kind,
-        "operation": None,
-        "errno": getattr(error, "errno", None),
-        "offset": None,
-        "message": _text(error),
-    }
+    return fields_of(error) | {"message": _text(error)}
 
 
 def say_error(error: Exception) -> None:
@@ -130,13 +116,8 @@ def say_error(error: Exception) -> None:
 
 
 def _text(error: Exception) -> str:
-    if isinstance(error, (BlockcowError, ValueError, TimeoutError)) and str(error):
-        return " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}"
-    if isinstance(error, MemoryError):
-        return "not enough memory; choose a smaller container in memory or a smaller staging size"
+    if (text := expected_text(error)) is not None:
+        return text
     what = f"{type(error).__name__}: {error}".split("\n", 1)[0]
     return (
         f"unexpected {what}; this is a defect of blockcow {__version__}: run again with BLOCKCOW_DEBUG=1 and report it"

@@ -240,10 +240,18 @@ impl Device {
         Ok(backup)
     }
 
-    fn _resume(&self, py: Python<'_>, kept: BTreeMap<String, RawFd>, note: String) -> PyResult<Backup> {
+    #[pyo3(signature = (kept, note, *, dest_export = None))]
+    fn _resume(
+        &self,
+        py: Python<'_>,
+        kept: BTreeMap<String, RawFd>,
+        note: String,
+        dest_export: Option<PyRef<'_, NbdExport>>,
+    ) -> PyResult<Backup> {
+        let image = dest_export.map(|export| export.take()).transpose().map_err(|error| raise(py, &error))?;
         self.with(py, |driver| {
             let copies = kept.into_iter().map(|(name, descriptor)| Ok((name, duplicate(descriptor)?)));
-            let remains = Remains::adopt(copies.collect::<Result<_>>()?, note, None)?;
+            let remains = Remains::adopt(copies.collect::<Result<_>>()?, note, image.map(|image| image as _))?;
             Ok(Backup::new(driver.resume(remains)?, driver))
         })
     }

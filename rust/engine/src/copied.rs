@@ -36,12 +36,18 @@ impl<W: Deref<Target = [AtomicU64]>> CopiedMap<W> {
 
     /// Puts blocks on the list; returns how many were not on it before. Only before the cut.
     pub fn list(&self, blocks: BlockRange) -> u32 {
-        let list = |(word, mask): (usize, u64)| {
-            // A store that changes nothing: it finds memory for the claims of these blocks before a write needs it.
+        self.prepare_claims(blocks);
+        masks(blocks)
+            .map(|(word, mask)| (mask & !self.pending[word].fetch_or(mask, Ordering::AcqRel)).count_ones())
+            .sum()
+    }
+
+    /// Finds memory for the claims of blocks on the list before a write needs it.
+    pub fn prepare_claims(&self, blocks: BlockRange) {
+        for (word, _) in masks(blocks) {
+            // A store that changes nothing.
             let _ = self.claimed[word].compare_exchange(0, 0, Ordering::Relaxed, Ordering::Relaxed);
-            (mask & !self.pending[word].fetch_or(mask, Ordering::AcqRel)).count_ones()
-        };
-        masks(blocks).map(list).sum()
+        }
     }
 
     /// Takes blocks off the list; returns how many were on it. Only before the cut.

@@ -28,7 +28,12 @@ mod word {
     pub const LIST_BYTES: usize = 10;
     pub const RESTARTS: usize = 11;
     pub const FIGURES: usize = 12;
+    pub const CAUSE_BYTES: usize = 18;
+    pub const CAUSE: usize = 32;
 }
+
+/// Words of the header for the cause of the end; a longer text is cut off.
+const CAUSE_WORDS: usize = 256;
 
 /// What a process that goes on has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,15 +175,29 @@ impl Journal {
         self.header[word::PHASE].compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// The backup has ended: nothing here is to be relied on any more. Before any write goes that is not copied.
-    pub fn end(&self, state: State) {
+    /// The backup has ended for this cause: nothing here is to be relied on any more. Before any write goes that is not
+    /// copied.
+    pub fn end(&self, state: State, cause: Option<&Error>) {
         let phase = match state {
             State::Created | State::Active => return,
             State::Complete => Phase::Complete,
             State::Broken => Phase::Broken,
             State::Cancelled => Phase::Cancelled,
         };
+        let text = cause.map(ToString::to_string).unwrap_or_default();
+        let bytes = &text.as_bytes()[..text.len().min(CAUSE_WORDS * 8)];
+        for (index, part) in bytes.chunks(8).enumerate() {
+            self.set(word::CAUSE + index, number(part));
+        }
+        self.set(word::CAUSE_BYTES, bytes.len() as u64);
         self.header[word::PHASE].swap(phase as u64, Ordering::AcqRel);
+    }
+
+    /// The first cause of the end, as text.
+    pub fn cause(&self) -> String {
+        let length = (self.get(word::CAUSE_BYTES) as usize).min(CAUSE_WORDS * 8);
+        let words = (0..length.div_ceil(8)).flat_map(|index| self.get(word::CAUSE + index).to_le_bytes());
+        String::from_utf8_lossy(&words.take(length).collect::<Vec<_>>()).into_owned()
     }
 
     /// An extent is at the destination and its digest is set. Before anything that it was made from is let go.
@@ -228,9 +247,12 @@ impl Journal {
 
 fn fingerprint(note: &str) -> [u64; 4] {
     let digest = blake3::hash(note.as_bytes());
-    let mut parts =
-        digest.as_bytes().chunks(8).map(|part| part.iter().fold(0, |sum, &byte| sum << 8 | u64::from(byte)));
-    std::array::from_fn(|_| parts.next().unwrap_or(0))
+    std::array::from_fn(|index| number(&digest.as_bytes()[index * 8..][..8]))
+}
+
+/// Up to eight bytes, the first the lowest.
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte))
 }
 
 #[cfg(test)]
@@ -272,10 +294,14 @@ mod tests {
 
     #[test]
     fn the_end_stays_the_end() {
-        let journal = journal();
-        journal.end(State::Cancelled);
-        assert!(!journal.step(Phase::Prepared, Phase::Active));
-        journal.end(State::Active);
-        assert_eq!(journal.phase(), Phase::Cancelled);
+        for reason in ["the disk is full", &"words ".repeat(1000), ""] {
+            let journal = journal();
+            let cause = Error::new(ErrorKind::Destination, "write", reason);
+            journal.end(State::Broken, Some(&cause));
+            assert!(!journal.step(Phase::Prepared, Phase::Active));
+            journal.end(State::Active, None);
+            let text: String = cause.to_string().chars().take(CAUSE_WORDS * 8).collect();
+            assert_eq!((journal.phase(), journal.cause()), (Phase::Broken, text));
+        }
     }
 }

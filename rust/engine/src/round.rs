@@ -163,6 +163,11 @@ impl Round {
         let moved = self.life.go(to, Some(cause));
         if moved.is_some() {
             self.let_go();
+            // Whoever waits for the end waits for the I/O under way too.
+            self.destination.holds().interrupt();
+            if let Some(log) = self.container.storage().filter(|_| !self.gate.has_reserved()) {
+                log.interrupt();
+            }
         }
         self.announce(moved, to);
         moved.is_some()
@@ -180,7 +185,7 @@ impl Round {
             "a program wrote into the part of the device that holds the container; use one that nothing else uses";
         self.end(State::Broken, Error::new(ErrorKind::Trespass, "copy before write", reason).at(bytes.start));
         // Whoever ended it before may not have come to this yet, and the write is about to go.
-        self.journal.end(self.life.state());
+        self.record_end();
         self.container.seal();
     }
 
@@ -203,9 +208,14 @@ impl Round {
         self.announce(Some(State::Active), state);
     }
 
+    /// So that no other process goes on with what has ended.
+    fn record_end(&self) {
+        self.journal.end(self.life.state(), self.life.cause().as_ref());
+    }
+
     fn let_go(&self) {
         // First, because from now on writes go without a copy: a process that went on from here would lose the old bytes.
-        self.journal.end(self.life.state());
+        self.record_end();
         wake_all(self.gate.close());
         self.container.close();
         // Waits for the container's write in flight, which may hang; by now only writes into its place depend on that.

@@ -85,6 +85,9 @@ pub trait Storage: Send + Sync {
         Vec::new()
     }
 
+    /// Nothing is wanted of it any more: calls under way that wait for another machine end now, with an error. Never waits.
+    fn interrupt(&self) {}
+
     /// The first stretch at or after `from` that may hold data; everything before it reads as zeroes. `None`: only a
     /// hole follows. A storage that cannot tell answers with all that follows.
     fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>> {

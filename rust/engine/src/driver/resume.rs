@@ -18,6 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Reserved;
 use crate::geometry::{BlockRange, Geometry};
 use crate::journal::Phase;
+use crate::list::runs;
 use crate::round::{Cut, Round};
 use crate::state::State;
 use crate::storage::{FileStorage, SectionStorage, Storage};
@@ -101,11 +102,13 @@ impl Driver {
             Phase::Active | Phase::Publishing => {
                 let publishing = round.journal.phase() == Phase::Publishing;
                 let backup = self.go_on(&round, Outfit { publishing, ..outfit });
-                backup.inspect_err(|_| round.journal.end(State::Broken))
+                backup.inspect_err(|error| round.journal.end(State::Broken, Some(error)))
             }
             Phase::Complete => Ok(recall(round, outfit)),
             Phase::Prepared => Err(give_up(&round, "its process died before the cut was made")),
-            Phase::Broken => Err(give_up(&round, "it was broken before its process died")),
+            Phase::Broken => {
+                Err(give_up(&round, &format!("it was broken before its process died: {}", round.journal.cause())))
+            }
             Phase::Cancelled => Err(give_up(&round, "it was cancelled before its process died")),
         }
     }
@@ -166,6 +169,7 @@ impl Driver {
 /// Finds for each block where its bytes are. May be interrupted and done again, as nothing is let go that is needed.
 fn take_up(round: &Round, desks: &[Desk]) -> Result<()> {
     let (geometry, journal) = (round.geometry, &round.journal);
+    runs(&round.list.lock()).for_each(|run| round.gate.map().prepare_claims(run));
     let is_copied = |block: u32| round.gate.map().all_copied(BlockRange::at(block, 1));
     for desk in desks {
         match desk.extent().filter(|&extent| extent < geometry.extent_count() && !journal.is_delivered(extent)) {

@@ -13,6 +13,7 @@ pub struct SectionStorage {
     inner: Arc<dyn Storage>,
     sections: Vec<Section>,
     size: u64,
+    alignment: Alignment,
 }
 
 #[derive(Clone, Copy)]
@@ -48,7 +49,14 @@ impl SectionStorage {
         if sections.is_empty() {
             return invalid("there is no section".into());
         }
-        Ok(Self { inner, sections, size })
+        let alignment = inner.alignment();
+        // A section that starts between the units has no aligned offset of its own, and one that ends between them
+        // spoils those of its successor: every request bounces.
+        let fits = sections.iter().all(|section| {
+            section.at.is_multiple_of(alignment.offset) && section.range.start.is_multiple_of(alignment.offset)
+        });
+        let alignment = if fits { alignment } else { Alignment::NONE };
+        Ok(Self { inner, sections, size, alignment })
     }
 
     /// The pieces of the inner storage that a range of this one consists of, each with its offset in the range.
@@ -70,13 +78,7 @@ impl Storage for SectionStorage {
     }
 
     fn alignment(&self) -> Alignment {
-        let alignment = self.inner.alignment();
-        // A section that starts between the units has no aligned offset of its own, and one that ends between them
-        // spoils those of its successor: every request bounces.
-        let fits = self.sections.iter().all(|section| {
-            section.at.is_multiple_of(alignment.offset) && section.range.start.is_multiple_of(alignment.offset)
-        });
-        if fits { alignment } else { Alignment::NONE }
+        self.alignment
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
@@ -103,6 +105,10 @@ impl Storage for SectionStorage {
 
     fn sync(&self) -> io::Result<()> {
         self.inner.sync()
+    }
+
+    fn interrupt(&self) {
+        self.inner.interrupt();
     }
 
     fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>> {

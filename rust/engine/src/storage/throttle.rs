@@ -96,6 +96,10 @@ impl Storage for ThrottledStorage {
         self.inner.handles()
     }
 
+    fn interrupt(&self) {
+        self.inner.interrupt();
+    }
+
     fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>> {
         self.inner.next_data(from)
     }

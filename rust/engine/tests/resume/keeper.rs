@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blockcow_engine::destination::manifest_path_for;
 use blockcow_engine::verify::verify;
@@ -106,13 +106,23 @@ impl Case {
         Worker { process, lines }
     }
 
-    /// Watches a worker for so long, then kills it, unless it ends before.
-    pub fn watch(&mut self, mut worker: Worker, mercy: Duration) -> End {
-        let deadline = std::time::Instant::now() + mercy;
+    /// Watches a worker until it ends.
+    pub fn watch(&mut self, worker: Worker) -> End {
+        self.watch_for(worker, false, PATIENCE)
+    }
+
+    /// Watches a worker for so long, from now or from when its backup is under way, then kills it, unless it ends before.
+    pub fn watch_for(&mut self, mut worker: Worker, under_way: bool, mercy: Duration) -> End {
+        let mut deadline = Instant::now() + if under_way { PATIENCE } else { mercy };
         loop {
-            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            let left = deadline.saturating_duration_since(Instant::now());
             match worker.line(left) {
-                Ok(line) if line == "armed" || line == "resumed" => self.armed = true,
+                Ok(line) if line == "armed" || line == "resumed" => {
+                    self.armed = true;
+                    if under_way {
+                        deadline = Instant::now() + mercy;
+                    }
+                }
                 Ok(line) if line == "trespassed" => return self.kill(worker),
                 Ok(line) if line.starts_with("refused ") => {
                     worker.process.wait().unwrap();

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::disks;
 use crate::keeper::{Case, End};
-use crate::rig::{Chance, PATIENCE, assert_same, folder_in_memory};
+use crate::rig::{Chance, assert_same, folder_in_memory};
 use crate::worker::{Act, Orders, Place};
 
 const SIZE: u64 = 300_001;
@@ -55,12 +55,12 @@ fn dying(case: &mut Case, (calls, when): Point, first: bool) -> End {
     let (trace, inject) = (format!("trace={calls}"), format!("inject={calls}:signal=KILL:when={when}"));
     let wrapper = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
     let worker = if first { case.begin(&wrapper) } else { case.go_on(&wrapper) };
-    case.watch(worker, PATIENCE)
+    case.watch(worker)
 }
 
 fn to_the_end(case: &mut Case) -> Value {
     let worker = case.go_on(&[]);
-    match case.watch(worker, PATIENCE) {
+    match case.watch(worker) {
         End::Ended(figures) => figures,
         other => panic!("{other:?}"),
     }
@@ -114,7 +114,7 @@ fn an_older_backup_is_there_until_its_successor_is() {
         let folder = folder_in_memory();
         let mut older = case(folder.path(), 100, false);
         let worker = older.begin(&[]);
-        assert!(matches!(older.watch(worker, PATIENCE), End::Ended(_)));
+        assert!(matches!(older.watch(worker), End::Ended(_)));
         drop(older);
         let mut newer = case(folder.path(), seed as u64, true);
         assert!(matches!(dying(&mut newer, point, true), End::Killed), "{point:?}");
@@ -163,7 +163,7 @@ fn what_was_published_is_found_complete() {
     let folder = folder_in_memory();
     let mut whole = case(folder.path(), 300, false);
     let worker = whole.begin(&[]);
-    assert!(matches!(whole.watch(worker, PATIENCE), End::Ended(_)));
+    assert!(matches!(whole.watch(worker), End::Ended(_)));
     let before = fs::read(manifest_path_for(&whole.image())).unwrap();
     let figures = to_the_end(&mut whole);
     whole.assert_complete(&figures);
@@ -182,7 +182,7 @@ fn acting(folder: &Path, act: Act) -> Case {
 
 fn assert_refused(case: &mut Case, reason: &str) {
     let worker = case.go_on(&[]);
-    match case.watch(worker, PATIENCE) {
+    match case.watch(worker) {
         End::Refused(said) => assert!(said.contains(reason), "{said}"),
         other => panic!("{other:?}"),
     }
@@ -204,6 +204,6 @@ fn what_had_ended_does_not_go_on_and_its_remains_are_removed() {
     let folder = folder_in_memory();
     let mut trespassed = acting(folder.path(), Act::Trespass);
     let worker = trespassed.begin(&[]);
-    assert!(matches!(trespassed.watch(worker, PATIENCE), End::Killed));
-    assert_refused(&mut trespassed, "broken before");
+    assert!(matches!(trespassed.watch(worker), End::Killed));
+    assert_refused(&mut trespassed, "broken before its process died: copy before write at offset 1048576");
 }

@@ -248,6 +248,10 @@ impl Storage for NbdStorage {
         }
     }
 
+    fn interrupt(&self) {
+        self.give_up(&Cause::new(rustix::io::Errno::CANCELED, "nothing is wanted of it any more"));
+    }
+
     fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>> {
         self.find_data(from)
     }

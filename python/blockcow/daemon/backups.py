@@ -1,0 +1,437 @@
+"""The backups of a daemon: prepared, cut, watched, cancelled, and taken up again by the next worker.
+
+A backup here is of one device or of several that are cut together. What its devices' parts are made of is the engine's.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from blockcow._blockcow import BlockcowError, ExistsError, NotFoundError, StateError
+from blockcow.backup import Backup, cut_together
+from blockcow.daemon import errand
+from blockcow.daemon.served import Served, keep_state
+from blockcow.device import Device
+from blockcow.errors import failure
+from blockcow.inside import clean
+from blockcow.plan import Plan
+from blockcow.status import Percentiles, Status
+
+log = logging.getLogger(__name__)
+
+_MOST_ENDED = 20  # backups that are remembered
+_MOST_EVENTS = 10_000
+_EVENT_SECONDS = 0.5
+_LEASE_SECONDS = 900.0  # for which a prepared backup waits for its cut
+
+
+class Wanted(msgspec.Struct, forbid_unknown_fields=True):
+    """What is asked for one device: the options of `blockcow.Options`, as they are typed."""
+
+    device: str
+    container: str
+    dest: str
+    options: dict[str, Any] = {}
+
+
+class Request(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /backups``."""
+
+    backups: list[Wanted]
+    id: str | None = None
+    cut: bool = True
+    """False: only prepare; ``POST /backups/ID/cut`` makes the cut."""
+
+
+class _Kept(msgspec.Struct):
+    """The note beside what the keeper holds of one part."""
+
+    id: str
+    device: str
+    plan: Plan
+    note: str
+    names: list[str]
+    inside: str | None
+    restarts: int
+    """Of the worker, when the backup began."""
+
+
+class _Ended(msgspec.Struct):
+    """The note on one part of a backup that has ended."""
+
+    plan: Plan
+    status: Status
+
+
+class Part:
+    """The backup of one device."""
+
+    def __init__(self, plan: Plan, backup: Backup | None, last: Status | None = None) -> None:
+        self.plan, self.backup, self._last = plan, backup, last
+        self.kept_as: str | None = None
+        self.inside: str | None = None
+        self.left_behind: str | None = None
+
+    def status(self) -> Status:
+        """Its figures now."""
+        backup = self.backup
+        if self._last is not None or backup is None:
+            return self._last or _broken(self.plan, "it was never started", 0)
+        return backup.status()
+
+    def end(self) -> None:
+        """Nothing changes any more."""
+        self._last = self.status()
+        self.backup = None
+
+    @property
+    def over(self) -> bool:
+        """Whether the figures are the last ones."""
+        return self._last is not None
+
+
+class Entry:
+    """One backup, of one device or several."""
+
+    def __init__(self, name: str, parts: list[Part]) -> None:
+        self.id, self.parts = name, parts
+        self.began = time.monotonic()
+        self.cut_made = False
+        self.events: deque[dict[str, Any]] = deque(maxlen=_MOST_EVENTS)
+        self._changed = threading.Condition()
+        self._count = 0
+
+    def add(self, events: list[dict[str, Any]], part: Part) -> None:
+        """Numbers events and keeps the newest."""
+        with self._changed:
+            for event in events:
+                self._count += 1
+                self.events.append({"seq": self._count, "device": part.plan.device.path, **event})
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Something other than an event has changed."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def after(self, seq: int, timeout: float) -> list[dict[str, Any]]:
+        """Events with higher numbers, after waiting for one if need be."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._count > seq or self.over, timeout)
+            return [event for event in self.events if event["seq"] > seq]
+
+    @property
+    def over(self) -> bool:
+        """Whether every part has ended and been cleaned up."""
+        return all(part.over for part in self.parts)
+
+    def status(self) -> dict[str, Any]:
+        """As `GET /backups/ID` answers."""
+        parts = [part.status() for part in self.parts]
+        states = [part.status for part in parts]
+        order = ("broken", "cancelled", "active", "created", "complete")
+        whole = next(state for state in order if state in states)
+        warnings = [text for part in self.parts for text in part.plan.warnings()]
+        return {
+            "id": self.id,
+            "status": whole,
+            "over": self.over,
+            "warnings": warnings,
+            "parts": [msgspec.to_builtins(part) for part in parts],
+        }
+
+
+class Backups:
+    """All of them."""
+
+    def __init__(self, served: Served) -> None:
+        self._served, self._store = served, served.store
+        self._entries: dict[str, Entry] = {}
+        self.lock = threading.RLock()
+        """Guards what is known here, and the state."""
+
+    def find(self, name: str) -> Entry:
+        """The backup of that id. Raises NotFoundError."""
+        with self.lock:
+            if (entry := self._entries.get(name)) is not None:
+                return entry
+        raise failure(NotFoundError, f"find the backup {name}", "there is none of that id here")
+
+    def all(self) -> list[Entry]:
+        """Those under way and the newest that have ended."""
+        with self.lock:
+            return list(self._entries.values())
+
+    def under_way(self) -> list[Entry]:
+        """Those that have not ended."""
+        return [entry for entry in self.all() if not entry.over]
+
+    @property
+    def restarts(self) -> int:
+        """How often the worker was replaced so far."""
+        return self._store.restarts
+
+    def prepare(self, request: Request) -> Entry:
+        """Does all that comes before the cut. What the next worker needs is with the keeper when this returns."""
+        name = request.id or os.urandom(8).hex()
+        if not request.backups:
+            raise ValueError("name at least one device to back up")
+        if not name.isalnum() or len(name) > 64:
+            raise ValueError(f"{name!r} is no id: use up to 64 letters and digits")
+        with self.lock:
+            if name in self._entries:
+                raise failure(ExistsError, f"start the backup {name}", "a backup of that id is here already")
+        plans = [(self._served.device(wanted.device), self.plan(wanted)) for wanted in request.backups]
+        self._require_one_policy([plan for _, plan in plans])
+        parts: list[Part] = []
+        try:
+            for number, (device, plan) in enumerate(plans):
+                parts.append(self._prepare(name, number, device, plan))
+        except BaseException:
+            for part in parts:
+                self._discard(part)
+            raise
+        entry = Entry(name, parts)
+        with self.lock:
+            self._entries[name] = entry
+        for part in parts:
+            self._watch(entry, part)
+        return entry
+
+    def plan(self, wanted: Wanted) -> Plan:
+        """What a backup would be; nothing is done. Raises what forbids it."""
+        device = self._served.device(wanted.device)
+        place = self._served.place(device)
+        others = [loop for loop in self._served.loops() if loop != place.loop]
+        options = {"container": wanted.container, "dest": wanted.dest, **wanted.options}
+        return errand.plan(place.device, place.loop, others, self._served.folder.path, options)
+
+    @staticmethod
+    def _require_one_policy(plans: list[Plan]) -> None:
+        if len({(plan.consistency, plan.cbw_timeout) for plan in plans}) > 1:
+            raise ValueError(
+                "devices that are cut together have one consistency and one cbw_timeout: give the same to all"
+            )
+
+    def _prepare(self, name: str, number: int, device: Device, plan: Plan) -> Part:
+        inside = plan.container.path if plan.container.kind == "inside" else None
+        self._record(plan, inside, present=True)
+        try:
+            backup = device.prepare(plan, keep=True)
+        except BaseException:
+            self._record(plan, inside, present=False)
+            raise
+        part = Part(plan, backup)
+        part.inside, part.kept_as = inside, f"backup:{name}:{number}"
+        try:
+            descriptors, note = backup.kept()
+            kept = _Kept(name, device.path, plan, note, list(descriptors), inside, self.restarts)
+            try:
+                self._store.store(part.kept_as, msgspec.json.encode(kept).decode(), list(descriptors.values()))
+            finally:
+                for descriptor in descriptors.values():
+                    os.close(descriptor)
+        except BaseException:
+            self._discard(part)
+            raise
+        return part
+
+    def _discard(self, part: Part) -> None:
+        if part.backup is not None:
+            part.backup.discard()
+        self._let_go(part)
+
+    def cut(self, entry: Entry) -> None:
+        """Makes the cut of a prepared backup. Whatever fails, it is cancelled."""
+        with self.lock:
+            if entry.cut_made or entry.over:
+                raise failure(StateError, "make the cut", "it was made before, or the backup has ended")
+            entry.cut_made = True
+        backups = [part.backup for part in entry.parts if part.backup is not None]
+        plans = [part.plan for part in entry.parts]
+        mounts = [point for plan in plans for point in plan.mounts]
+        outside = [str(Path(path)) for plan in plans for path in plan.outside()]
+        try:
+            with errand.at_rest(plans[0].consistency, mounts, 2 * plans[0].cbw_timeout, outside):
+                cut_together(backups, plans[0].cbw_timeout)
+        except BaseException:
+            self.cancel(entry)
+            raise
+
+    def cancel(self, entry: Entry) -> None:
+        """Ends a backup."""
+        for part in entry.parts:
+            if (backup := part.backup) is not None:
+                backup.cancel()
+
+    def resume(self) -> None:
+        """Goes on with what a dead worker left, before programs go on. What cannot go on is broken."""
+        for item in sorted(self._store.items):
+            if item.startswith("ended:"):
+                self._remember(item.removeprefix("ended:"), self._store.items[item].note)
+        groups: dict[str, list[Part]] = {}
+        for item in sorted(self._store.items):
+            if item.startswith("backup:"):
+                kept = msgspec.json.decode(self._store.items[item].note, type=_Kept)
+                groups.setdefault(kept.id, []).append(self._resume(item, kept))
+        for name, parts in groups.items():
+            entry = Entry(name, parts)
+            entry.cut_made = True
+            self._entries[name] = entry
+            if any(part.over for part in parts):
+                self.cancel(entry)
+
+    def watch_resumed(self) -> None:
+        """The rest of it, which may take its time: threads, files, what the keeper holds for nothing."""
+        for entry in self.all():
+            for part in entry.parts:
+                if part.kept_as is None:
+                    continue
+                if part.over:
+                    self._clean(part)
+                    self._settle(entry)
+                else:
+                    self._watch(entry, part)
+
+    def _resume(self, item: str, kept: _Kept) -> Part:
+        device = self._served.device(kept.device)
+        kept_descriptors = dict(zip(kept.names, self._store.items[item].descriptors, strict=True))
+        try:
+            export = kept.plan.open_dest()
+            inner = device._resume(kept_descriptors, kept.note, dest_export=export)  # noqa: SLF001 - the extension's, for us
+            part = Part(kept.plan, Backup(inner, kept.plan.device.path, kept.plan.dest, kept.inside))
+        except Exception as error:  # whatever it is, programs go on
+            cause = f"the worker died during the backup, and it cannot go on: {error}"
+            log.exception("the backup %s is broken", kept.id)
+            part = Part(kept.plan, None, _broken(kept.plan, cause, self.restarts - kept.restarts))
+        part.kept_as, part.inside = item, kept.inside
+        return part
+
+    def _clean(self, part: Part) -> None:
+        """Removes what a backup left that could not go on."""
+        for path in _partials(part.plan):
+            with suppress(OSError):
+                Path(path).unlink(missing_ok=True)
+        if part.inside is not None:
+            try:
+                clean(part.inside)
+            except BlockcowError:
+                log.exception("the container %s stays behind", part.inside)
+
+    def _watch(self, entry: Entry, part: Part) -> None:
+        threading.Thread(target=self._follow, args=(entry, part), name="backup", daemon=True).start()
+
+    def _follow(self, entry: Entry, part: Part) -> None:
+        backup = part.backup
+        while backup is not None and (batch := backup.next_events(_EVENT_SECONDS)) is not None:
+            if batch:
+                entry.add(batch, part)
+            if not entry.cut_made and time.monotonic() - entry.began > _LEASE_SECONDS:
+                self.cancel(entry)
+        if backup is not None:
+            backup.ended(None)
+            part.left_behind = backup.left_behind
+        part.end()
+        if part.status().status != "complete":
+            self.cancel(entry)  # of a group all or none: a part that is broken breaks the others
+        self._settle(entry)
+
+    def _settle(self, entry: Entry) -> None:
+        """After the end of the last part: what was kept for it goes, its figures stay."""
+        try:
+            with self.lock:
+                if entry.over:
+                    note = msgspec.json.encode([_Ended(part.plan, part.status()) for part in entry.parts]).decode()
+                    self._store.store(f"ended:{entry.id}", note)
+                    for part in entry.parts:
+                        self._let_go(part)
+                    self._forget_oldest()
+        except OSError:
+            log.exception("the keeper does not answer")
+        entry.wake()
+
+    def _let_go(self, part: Part) -> None:
+        kept_as, part.kept_as = part.kept_as, None
+        if kept_as is not None:
+            self._store.drop(kept_as)
+            self._record(part.plan, part.inside, present=False)
+            if part.left_behind is not None:
+                folder = self._served.folder
+                folder.remember([*folder.leftovers(), part.left_behind])
+
+    def _forget_oldest(self) -> None:
+        with self.lock:
+            ended = [entry for entry in self._entries.values() if entry.over]
+            for entry in ended[:-_MOST_ENDED]:
+                del self._entries[entry.id]
+                self._store.drop(f"ended:{entry.id}")
+
+    def _remember(self, name: str, note: str) -> None:
+        ended = msgspec.json.decode(note, type=list[_Ended])
+        entry = Entry(name, [Part(one.plan, None, one.status) for one in ended])
+        entry.cut_made = True
+        self._entries[name] = entry
+
+    def _record(self, plan: Plan, inside: str | None, *, present: bool) -> None:
+        """Notes in the state what must be cleaned up if nobody goes on."""
+        with self.lock:
+            state = self._served.state
+            change = _added if present else _removed
+            for path in _partials(plan):
+                change(state.partials, path)
+            if inside is not None:
+                change(state.containers, inside)
+            keep_state(self._served)
+
+
+def _added(paths: list[str], path: str) -> None:
+    paths.append(path)
+
+
+def _removed(paths: list[str], path: str) -> None:
+    with suppress(ValueError):
+        paths.remove(path)
+
+
+def _partials(plan: Plan) -> list[str]:
+    files = [plan.dest] if plan.dest_is_file else []
+    return [f"{path}.partial" for path in [*files, plan.manifest]]
+
+
+def _broken(plan: Plan, cause: str, restarts: int) -> Status:
+    """The figures of a backup of which nothing else is known."""
+    return Status(
+        status="broken",
+        device=plan.device.path,
+        dest=plan.dest,
+        device_bytes=plan.device.size,
+        block_size=plan.block_size or 0,
+        done_bytes=0,
+        blocks_listed=0,
+        blocks_swept=0,
+        blocks_copied_before_write=0,
+        suspended_writes=0,
+        suspended_now=0,
+        suspended_us=Percentiles(0, 0, 0, 0),
+        hold_us=0,
+        container_capacity_bytes=plan.capacity_bytes,
+        container_used_bytes=0,
+        container_peak_bytes=0,
+        drains=0,
+        draining=False,
+        dest_written_bytes=0,
+        zero_bytes=0,
+        cut_at=None,
+        duration_s=0.0,
+        digest=None,
+        error=cause,
+        events_dropped=0,
+        worker_restarts=restarts,
+    )
