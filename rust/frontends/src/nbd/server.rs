@@ -8,8 +8,11 @@ mod budget;
 mod buffers;
 mod connection;
 mod export;
+#[doc(hidden)]
+pub mod fuzzing;
 mod guests;
 mod inbox;
+mod intake;
 mod negotiation;
 mod option;
 mod outbox;

@@ -19,6 +19,7 @@ use super::budget::Budget;
 use super::buffers::{Buffer, Buffers};
 use super::guests::Guest;
 use super::inbox::Inbox;
+use super::intake::{self, Received};
 use super::negotiation::Agreed;
 use super::outbox::{Outbox, Rest};
 use super::perform;
@@ -146,38 +147,26 @@ impl Connection {
 
     /// The next request that is to be done, with its data; those that may not be done are answered.
     fn receive(&self, inbox: &mut Inbox) -> io::Result<Option<(Work, Option<Buffer>)>> {
-        let mut intake = Intake(self);
         loop {
-            let Some(bytes) = inbox.next(&mut intake)? else { return Ok(None) };
-            let Some(request) = Request::decode(&bytes) else { return Err(io::ErrorKind::InvalidData.into()) };
-            if request.is_goodbye() {
-                return Ok(None);
+            let mut cost = OVERHEAD;
+            let reserve = |memory| {
+                cost += memory;
+                self.reserve(cost);
+            };
+            match intake::next(inbox, &mut Source(self), &self.agreed, &self.buffers, reserve)? {
+                Received::Work(request, payload) => return Ok(Some((Work { request, cost }, payload))),
+                Received::Refused(request, refusal) => self.reply(&Work { request, cost }, Answer::Failed(refusal)),
+                Received::End => return Ok(None),
             }
-            if let Err(refusal) = request.check(&self.agreed) {
-                let work = self.admit(request, 0);
-                inbox.skip(&mut intake, request.payload())?;
-                self.reply(&work, Answer::Failed(refusal));
-                continue;
-            }
-            let work = self.admit(request, request.memory());
-            let length = request.payload();
-            if length == 0 {
-                return Ok(Some((work, None)));
-            }
-            let mut buffer = self.buffers.take(length);
-            inbox.fill(&mut intake, &mut buffer[..length])?;
-            return Ok(Some((work, Some(buffer))));
         }
     }
 
-    /// Takes what a request needs of the budget. Waits until it is there, and sends before.
-    fn admit(&self, request: Request, memory: usize) -> Work {
-        let cost = OVERHEAD + memory;
+    /// Takes of the budget. Waits until that much is there, and sends before.
+    fn reserve(&self, cost: usize) {
         if !self.budget.try_take(cost) {
             self.send();
             self.budget.take(cost);
         }
-        Work { request, cost }
     }
 
     fn perform(self: &Arc<Self>, work: Work, payload: Option<Buffer>) {
@@ -259,9 +248,9 @@ impl Lead {
 }
 
 /// Receives, and before that sends what is queued: the client may be waiting for it.
-struct Intake<'a>(&'a Connection);
+struct Source<'a>(&'a Connection);
 
-impl Read for Intake<'_> {
+impl Read for Source<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.0.send();
         self.0.guest.socket().receive(buffer)

@@ -17,6 +17,10 @@ const MAX_EXTENTS: usize = 2048;
 
 /// The change that a checked request asks for; `None`: it changes nothing.
 pub(super) fn change<'a>(request: &Request, payload: &'a [u8]) -> Option<driver::Request<'a>> {
+    if !request.changes() {
+        // Its offset may be anything: that of a flush is not looked at.
+        return None;
+    }
     let range = ByteRange { start: request.offset, end: request.offset + u64::from(request.length) };
     match request.command {
         command::WRITE => Some(driver::Request::Write(Cow::Borrowed(payload), request.offset)),
