@@ -1,5 +1,6 @@
 """One backup under way, for programs: wait, figures, events, cancel. The work itself is in the extension."""
 
+import warnings
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -7,6 +8,8 @@ from typing import Any, Self
 import msgspec
 
 from blockcow import _blockcow
+from blockcow._blockcow import BlockcowError
+from blockcow.inside import remove
 from blockcow.status import Status
 
 _EVENT_SECONDS = 0.5  # how often the iterator of events lets signal handlers run
@@ -18,8 +21,10 @@ class Backup:
     As a context manager it waits at a normal exit and cancels when an exception leaves the block.
     """
 
-    def __init__(self, inner: _blockcow.Backup, device: str, dest: str) -> None:
+    def __init__(self, inner: _blockcow.Backup, device: str, dest: str, inside: str | None = None) -> None:
+        """``inside`` is the container file to remove at the end, if it lies on the device itself."""
         self._inner = inner
+        self._inside = inside
         self._names = {"device": device, "dest": dest}
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -27,14 +32,29 @@ class Backup:
 
         Raises the first cause if the backup is broken, CancelledError if it was cancelled.
         """
-        if not self._inner.wait(timeout):
+        if not self.ended(timeout):
             return False
         self._inner.raise_for_state()
         return True
 
     def ended(self, timeout: float | None) -> bool:
         """Waits up to ``timeout`` seconds for the end, whichever it is."""
-        return self._inner.wait(timeout)
+        if not self._inner.wait(timeout):
+            return False
+        self._remove_inside()
+        return True
+
+    def _remove_inside(self) -> None:
+        path, self._inside = self._inside, None
+        if path is None:
+            return
+        try:
+            reason = None if remove(path, self._inner.at_rest) else "it is not there; is its file system unmounted?"
+        except BlockcowError as error:
+            reason = str(error)
+        if reason is not None:
+            advice = "the next backup with the same container removes it"
+            warnings.warn(f"the container {path} stays behind: {reason}; {advice}", RuntimeWarning, stacklevel=3)
 
     def status(self) -> Status:
         """Figures so far."""
@@ -64,6 +84,6 @@ class Backup:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is not None:
             self.cancel()
-            self._inner.wait(None)
+            self.ended(None)
             return
         self.wait()

@@ -1,6 +1,7 @@
 """Where the container goes: reads `--container`, finds the place, refuses places that would lose or corrupt data.
 
-Forms: a file path; a block device; ``device:OFFSET+LENGTH``; ``device:free``; ``memory:256M``. Creates nothing.
+Forms: a file path, also in a file system that lies on the device; a block device; ``device:OFFSET+LENGTH``;
+``device:free``; ``memory:256M``. Creates nothing.
 """
 
 import os
@@ -13,6 +14,8 @@ from blockcow import mounts, signature, sysfs
 from blockcow._blockcow import BusyError, ContainerError, ExistsError
 from blockcow.errors import failure
 from blockcow.freespace import ALIGNMENT, largest_free, used
+from blockcow.inside import origin_of
+from blockcow.inside_file import is_marked
 from blockcow.node import Node, find, find_if_there
 from blockcow.preflight import check_new_file, require_apart, require_idle
 from blockcow.units import format_size, parse_size
@@ -26,15 +29,18 @@ _DEFAULT_PART = 16  # of the device
 class Container:
     """A place for the container, found fit."""
 
-    kind: Literal["file", "block", "section", "memory"]
+    kind: Literal["file", "block", "section", "memory", "inside"]
     path: str | None
     offset: int
+    """Of a section on the device. Of a file inside a file system on the device: where that begins."""
     length: int
 
     def __str__(self) -> str:
         size = format_size(self.length)
         if self.kind == "section":
             return f"{size} of the device itself, at offset {self.offset}"
+        if self.kind == "inside":
+            return f"{size} in {self.path}, inside the file system that is backed up"
         return f"{size} of memory" if self.path is None else f"{size} in {self.path}"
 
 
@@ -162,6 +168,8 @@ def _file(
     path: str, node: Node | None, device: Node, length: int, force: Collection[str], own_mounts: Sequence[str]
 ) -> Container:
     check_new_file(path, "container")
+    if _mount_of(path, own_mounts) is not None:
+        return _inside(path, node, length, own_mounts)
     require_outside(path, "container", device, own_mounts)
     if node is not None:
         require_idle(node, "container")
@@ -169,6 +177,14 @@ def _file(
             advice = "it exists already; remove it, choose another name, or overwrite it with --force container-exists"
             raise failure(ExistsError, f"create the container {path}", advice)
     return Container("file", path, 0, length)
+
+
+def _inside(path: str, node: Node | None, length: int, own_mounts: Sequence[str]) -> Container:
+    origin = origin_of(path, own_mounts)
+    if node is not None and not is_marked(path):  # what an earlier backup left is removed when this one starts
+        advice = "it exists already, and is never overwritten inside the file system; remove it, or choose another name"
+        raise failure(ExistsError, f"create the container {path}", advice)
+    return Container("inside", path, origin, length)
 
 
 def require_outside(path: str, role: str, device: Node, own_mounts: Sequence[str]) -> None:
@@ -179,16 +195,20 @@ def require_outside(path: str, role: str, device: Node, own_mounts: Sequence[str
     reason = (
         f"it lies in the file system mounted at {point}, which is on the device {device.path} that is to be backed up"
     )
-    advice = "this version cannot use that; choose a place on another device"
+    advice = "choose a place on another device"
     raise failure(BusyError, f"create the {role} {path}", f"{reason}; {advice}")
 
 
 def _own_mount(path: str, device: Node, own_mounts: Sequence[str]) -> str | None:
-    points = list(own_mounts)
+    points: list[str] = list(own_mounts)
     if device.is_block:
         numbers = [device.key[1:], *(partition.number for partition in sysfs.partitions(device.sysfs))]
         known = mounts.mounted()
         points += [mount.point for number in numbers for mount in mounts.of_device(known, number)]
+    return _mount_of(path, points)
+
+
+def _mount_of(path: str, points: Sequence[str]) -> str | None:
     here = Path(path).absolute().parent.stat().st_dev
     return next((point for point in points if Path(point).stat().st_dev == here), None)
 

@@ -7,6 +7,7 @@ from blockcow._blockcow import (
     BusyError,
     ContainerError,
     DestinationError,
+    DeviceError,
     ExistsError,
     NotFoundError,
 )
@@ -15,6 +16,7 @@ _KINDS: dict[type[BlockcowError], str] = {
     BusyError: "busy",
     ContainerError: "container",
     DestinationError: "destination",
+    DeviceError: "device",
     ExistsError: "exists",
     NotFoundError: "not-found",
 }

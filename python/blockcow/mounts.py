@@ -18,6 +18,8 @@ class Mount:
     filesystem: str
     device: tuple[int, int]
     """Major and minor of the file system; of no block device for btrfs, tmpfs and the like."""
+    options: tuple[str, ...] = ()
+    """Those of the file system, not of the mount point."""
 
 
 def mounted() -> list[Mount]:
@@ -30,9 +32,10 @@ def parse(text: str) -> list[Mount]:
     mounts = []
     for line in text.splitlines():
         before, _, after = line.partition(" - ")
-        fields, (filesystem, source, *_) = before.split(" "), after.split(" ")
+        fields, (filesystem, source, *options) = before.split(" "), after.split(" ")
         major, minor = fields[2].split(":")
-        mounts.append(Mount(_plain(fields[4]), _plain(source), filesystem, (int(major), int(minor))))
+        number = (int(major), int(minor))
+        mounts.append(Mount(_plain(fields[4]), _plain(source), filesystem, number, tuple("".join(options).split(","))))
     return mounts
 
 

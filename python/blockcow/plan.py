@@ -73,16 +73,17 @@ class Plan:
     consistency: str
     mounts: Sequence[str]
 
-    def arguments(self) -> dict[str, Any]:
-        """What the extension's ``Device._prepare`` is called with."""
+    def arguments(self, inside: Sequence[tuple[int, int]] = ()) -> dict[str, Any]:
+        """What the extension's ``Device._prepare`` is called with; ``inside``: where a container inside lies."""
+        place = self.container
         return {
             "dest": self.dest,
             "manifest": self.manifest,
             "dest_overwrite": self.dest_overwrite,
-            "container_kind": self.container.kind,
-            "container_path": self.container.path,
-            "container_offset": self.container.offset,
-            "container_bytes": self.container.length,
+            "container_kind": "sections" if place.kind in ("section", "inside") else place.kind,
+            "container_path": place.path,
+            "container_sections": inside if place.kind == "inside" else [(place.offset, place.length)],
+            "container_bytes": place.length,
             "staging_bytes": self.staging_bytes,
             "capacity_bytes": self.capacity_bytes,
             "drain_bytes": self.drain_bytes,
@@ -93,6 +94,11 @@ class Plan:
             "ranges": self.ranges,
             "identity": _identity(self.device),
         }
+
+    def outside(self) -> list[str]:
+        """Paths that are written during the backup through their own file system: it must not be frozen."""
+        container = self.container.path if self.container.kind != "inside" else None
+        return [path for path in (container, self.dest) if path is not None]
 
     def describe(self) -> list[tuple[str, str]]:
         """The plan for people, as pairs of a word and what it will be."""

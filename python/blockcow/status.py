@@ -52,5 +52,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     digest: str | None
     error: str | None
     """The first cause, when it is broken or cancelled."""
+    worker_restarts: int
+    """How often the process that made the backup died and another went on with it."""
     events_dropped: int
     """Events that nobody read in time."""

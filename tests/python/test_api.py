@@ -211,3 +211,39 @@ def test_image_files_are_locked_as_qemu_does(image: Path, tmp_path: Path) -> Non
         )
     assert result.returncode != 0
     assert "lock" in result.stderr
+
+
+def test_another_stands_in_with_the_descriptors_and_the_lock_stays(image: Path) -> None:
+    first = Device(image)
+    kept = [os.dup(descriptor) for descriptor in first.descriptors()]
+    try:
+        with Device.adopt(str(image), kept) as second:
+            second.pwrite(b"adopted!", 4096)
+            assert first.pread(8, 4096) == b"adopted!"
+            assert second.counters()["write_bytes"] == 8
+            assert (second.size, second.direct_io) == (first.size, first.direct_io)
+    finally:
+        for descriptor in kept:
+            os.close(descriptor)
+        first.close()
+    with pytest.raises(blockcow.DeviceError):
+        Device.adopt(str(image), [10_000])
+    with pytest.raises(ValueError, match="one or two descriptors"):
+        Device.adopt(str(image), [])
+
+
+def test_counters_count_what_programs_ask(image: Path) -> None:
+    with Device(image) as device:
+        device.pwrite(bytes(512), 0)
+        device.pwrite(bytes(512), 0)
+        device.pread(100, 0)
+        device.flush()
+        device.discard(0, 4096)
+        device.zero(0, 4096)
+        with pytest.raises(ValueError, match="beyond the end"):
+            device.pwrite(b"x", device.size)
+        counters = device.counters()
+    assert (counters["write_requests"], counters["write_bytes"], counters["write_errors"]) == (2, 1024, 1)
+    assert (counters["read_requests"], counters["read_bytes"]) == (1, 100)
+    assert (counters["flush_requests"], counters["discard_bytes"], counters["zero_bytes"]) == (1, 4096, 4096)
+    assert counters["suspended_le_inf"] == 0

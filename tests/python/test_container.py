@@ -225,16 +225,23 @@ def test_a_file_in_use_is_never_overwritten(image: Path, tmp_path: Path, cleanup
         place(str(used), image, force=("container-exists",))
 
 
-def test_a_file_inside_the_protected_file_system_is_refused(
-    loop_device: Loop, mount: Callable[[str], Path], image: Path
+def test_a_file_in_a_file_system_that_is_mounted_past_blockcow_is_refused(
+    loop_device: Loop, mount: Callable[[str], Path]
 ) -> None:
     device = loop_device(filesystem="ext4")
     point = mount(device)
-    for of, own in ((device, ()), (image, (str(point),))):
-        with pytest.raises(
-            BlockcowError, match=f"lies in the file system mounted at {point}.*choose a place on another"
-        ):
-            place(str(point / "cow"), of, own_mounts=own)
+    with pytest.raises(BlockcowError, match=f"lies in the file system mounted at {point}.*choose a place on another"):
+        place(str(point / "cow"), device)
+
+
+def test_a_file_in_a_file_system_on_the_attached_device_lies_inside(
+    loop_device: Loop, mount: Callable[[str], Path], image: Path
+) -> None:
+    device = loop_device(64 * MIB, table="label: gpt\nstart=4096\n")
+    sh("mkfs.ext4", "-q", f"{device}p1")
+    point = mount(f"{device}p1")
+    path = str(point / "cow")
+    assert place(path, image, size="1M", own_mounts=(str(point),)) == Container("inside", path, 2 * MIB, MIB)
 
 
 def test_sizes_in_the_name_exclude_a_container_size(image: Path) -> None:

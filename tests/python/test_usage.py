@@ -115,7 +115,7 @@ def test_held_by_device_mapper(loop_device: Loop, cleanup: ExitStack) -> None:
 
 def test_mountinfo_with_spaces_and_optional_fields() -> None:
     text = "36 35 98:0 /m\\040n /mnt\\0402 rw,noatime master:1 shared:7 - ext3 /dev/my\\040root rw,errors=continue\n"
-    assert mounts.parse(text) == [mounts.Mount("/mnt 2", "/dev/my root", "ext3", (98, 0))]
+    assert mounts.parse(text) == [mounts.Mount("/mnt 2", "/dev/my root", "ext3", (98, 0), ("rw", "errors=continue"))]
 
 
 def test_a_process_is_listed_once_however_often_it_opens_a_file(image: Path) -> None:

@@ -1,10 +1,12 @@
 //! `Backup`: one backup of one device.
 
+use std::collections::BTreeMap;
+use std::os::fd::{IntoRawFd, RawFd};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use blockcow_engine::backup;
-use blockcow_engine::driver::Driver;
+use blockcow_engine::driver::{self, Driver};
 use blockcow_engine::error::{Error, ErrorKind};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -59,6 +61,11 @@ impl Backup {
         }
     }
 
+    #[getter]
+    fn at_rest(&self, py: Python<'_>) -> bool {
+        py.detach(|| self.backup.at_rest())
+    }
+
     fn cancel(&self, py: Python<'_>) {
         py.detach(|| self.backup.cancel());
     }
@@ -88,10 +95,33 @@ impl Backup {
         }
     }
 
+    fn kept(&self, py: Python<'_>) -> PyResult<(BTreeMap<String, RawFd>, String)> {
+        let kept = detached(py, || self.backup.kept())?;
+        Ok((kept.descriptors.into_iter().map(|(name, copy)| (name, copy.into_raw_fd())).collect(), kept.note))
+    }
+
     fn block_map(&self, py: Python<'_>, cells: u32) -> Vec<(u64, u64, u64, u64)> {
         let cells = py.detach(|| self.backup.block_map(cells));
         cells.iter().map(|cell| (cell.to_do, cell.in_container, cell.copied_before_write, cell.swept)).collect()
     }
+}
+
+/// See the stub.
+#[pyfunction]
+pub fn cut_together(py: Python<'_>, backups: Vec<PyRef<'_, Backup>>, timeout: f64) -> PyResult<f64> {
+    let backups: Vec<&Backup> = backups.iter().map(|backup| &**backup).collect();
+    let held = detached(py, || {
+        let timeout = duration(timeout)?;
+        let closed = || Error::new(ErrorKind::State, "make the cut", "a device is closed");
+        let drivers: Vec<_> = backups
+            .iter()
+            .map(|backup| backup.driver.upgrade().ok_or_else(closed))
+            .collect::<Result<_, _>>()
+            .inspect_err(|_| backups.iter().for_each(|backup| backup.backup.cancel()))?;
+        let group: Vec<_> = drivers.iter().zip(&backups).map(|(driver, backup)| (&**driver, &backup.backup)).collect();
+        driver::cut_together(&group, timeout)
+    })?;
+    Ok(held.as_secs_f64())
 }
 
 /// A number of seconds that Python gave.

@@ -8,14 +8,14 @@ use blockcow_engine::error::{Error, ErrorKind, Result};
 use blockcow_engine::geometry::ByteRange;
 use blockcow_engine::storage::{Access, FileStorage};
 
-/// A container's kind, path, offset and size in bytes.
+/// A container's kind, its path or sections, and its size in bytes.
 pub struct Description {
-    /// `file`, `block`, `section` or `memory`.
+    /// `file`, `block`, `sections` or `memory`.
     pub kind: String,
     /// The file or block device.
     pub path: Option<PathBuf>,
-    /// Where the section begins.
-    pub offset: u64,
+    /// Offsets and lengths of the sections.
+    pub sections: Vec<(u64, u64)>,
     /// The size; 0 takes the whole block device.
     pub bytes: u64,
 }
@@ -25,7 +25,7 @@ impl Description {
     pub fn open(&self) -> Result<ContainerPlace> {
         match (self.kind.as_str(), &self.path) {
             ("memory", _) => Ok(ContainerPlace::Memory(self.bytes)),
-            ("section", _) => Ok(ContainerPlace::Section(ByteRange::at(self.offset, self.bytes)?)),
+            ("sections", _) => Ok(ContainerPlace::Sections(byte_ranges(&self.sections)?)),
             ("file", Some(path)) => Ok(ContainerPlace::Storage(Arc::new(create(path, self.bytes)?))),
             ("block", Some(path)) => {
                 let storage = FileStorage::open(path, Access::ReadWrite, ErrorKind::Container)?;
@@ -34,6 +34,11 @@ impl Description {
             (kind, _) => Err(Error::new(ErrorKind::Invalid, "container", format!("unknown kind {kind:?}, or no path"))),
         }
     }
+}
+
+/// The ranges that Python names as pairs of offset and length.
+pub fn byte_ranges(pairs: &[(u64, u64)]) -> Result<Vec<ByteRange>> {
+    pairs.iter().map(|&(offset, length)| ByteRange::at(offset, length)).collect()
 }
 
 /// A file that nothing else can reach and that vanishes with its last descriptor, so that no kill leaves it behind.

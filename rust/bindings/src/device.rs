@@ -1,13 +1,13 @@
 //! `Device`: a file or block device that is held exclusively, with the engine's driver in front of it.
 
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use blockcow_engine::Policy;
 use blockcow_engine::destination::Destination;
-use blockcow_engine::driver::{Driver, Listing, Spec};
+use blockcow_engine::driver::{Driver, Listing, Remains, Spec};
 use blockcow_engine::error::{Error, ErrorKind};
-use blockcow_engine::geometry::ByteRange;
 use blockcow_engine::storage::{Access, FileStorage, Storage};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
@@ -15,7 +15,7 @@ use pyo3::types::PyBytes;
 use std::collections::BTreeMap;
 
 use crate::backup::{Backup, duration};
-use crate::container::Description;
+use crate::container::{Description, byte_ranges};
 use crate::error::{detached, raise};
 
 /// See the stub.
@@ -28,6 +28,8 @@ pub struct Device {
     read_only: bool,
     /// Operations hold this for reading; closing takes the driver out.
     driver: RwLock<Option<Arc<Driver>>>,
+    /// The same storage that the driver stands before, for its descriptors.
+    storage: Weak<FileStorage>,
 }
 
 type Result<T> = std::result::Result<T, Error>;
@@ -37,11 +39,24 @@ impl Device {
         self.driver.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The driver, for a front-end. The device stays held until the front-end lets go of it, even if it is closed here.
+    pub(crate) fn share_driver(&self) -> Result<Arc<Driver>> {
+        self.driver().clone().ok_or_else(|| self.closed())
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn closed(&self) -> Error {
+        Error::new(ErrorKind::State, format!("use {}", self.path.display()), "the device is closed")
+    }
+
     /// Runs an operation on the open device without the GIL.
     fn with<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&Arc<Driver>) -> Result<T> + Send) -> PyResult<T> {
         detached(py, || match &*self.driver() {
             Some(driver) => work(driver),
-            None => Err(Error::new(ErrorKind::State, format!("use {}", self.path.display()), "the device is closed")),
+            None => Err(self.closed()),
         })
     }
 
@@ -57,13 +72,29 @@ impl Device {
 #[pymethods]
 impl Device {
     #[new]
-    #[pyo3(signature = (path, *, read_only = false))]
-    fn new(py: Python<'_>, path: PathBuf, read_only: bool) -> PyResult<Self> {
+    #[pyo3(signature = (path, *, read_only = false, descriptors = None))]
+    fn new(py: Python<'_>, path: PathBuf, read_only: bool, descriptors: Option<Vec<RawFd>>) -> PyResult<Self> {
         let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
-        let storage = detached(py, || FileStorage::open(&path, access, ErrorKind::Device))?;
+        let storage = Arc::new(detached(py, || match descriptors {
+            None => FileStorage::open(&path, access, ErrorKind::Device),
+            Some(descriptors) => adopt(&descriptors),
+        })?);
         let (size, logical_block, direct) = (storage.size(), storage.logical_block(), storage.direct());
-        let driver = RwLock::new(Some(Driver::new(Arc::new(storage))));
-        Ok(Self { path, size, logical_block, direct, read_only, driver })
+        let weak = Arc::downgrade(&storage);
+        let driver = RwLock::new(Some(Driver::new(storage)));
+        Ok(Self { path, size, logical_block, direct, read_only, driver, storage: weak })
+    }
+
+    fn descriptors(&self, py: Python<'_>) -> PyResult<Vec<RawFd>> {
+        self.with(py, |_| {
+            let storage = self.storage.upgrade();
+            let (buffered, direct) = storage.as_ref().map(|storage| storage.descriptors()).unzip();
+            Ok(buffered.into_iter().chain(direct.flatten()).map(|descriptor| descriptor.as_raw_fd()).collect())
+        })
+    }
+
+    fn counters(&self, py: Python<'_>) -> PyResult<BTreeMap<String, u64>> {
+        self.with(py, |driver| Ok(driver.counters().named().into_iter().collect()))
     }
 
     #[getter]
@@ -140,9 +171,9 @@ impl Device {
         });
     }
 
-    #[pyo3(signature = (*, dest, manifest, dest_overwrite, container_kind, container_path, container_offset,
-        container_bytes, staging_bytes, capacity_bytes, drain_bytes, block_size, cbw_timeout, fail_write, limit_read,
-        ranges, identity))]
+    #[pyo3(signature = (*, dest, manifest, dest_overwrite, container_kind, container_path,
+        container_sections, container_bytes, staging_bytes, capacity_bytes, drain_bytes, block_size, cbw_timeout, fail_write, limit_read,
+        ranges, identity, keep = false))]
     #[allow(clippy::too_many_arguments, reason = "one keyword argument for each thing a backup is made from")]
     fn _prepare(
         &self,
@@ -152,7 +183,7 @@ impl Device {
         dest_overwrite: bool,
         container_kind: String,
         container_path: Option<PathBuf>,
-        container_offset: u64,
+        container_sections: Vec<(u64, u64)>,
         container_bytes: u64,
         staging_bytes: u64,
         capacity_bytes: u64,
@@ -163,19 +194,18 @@ impl Device {
         limit_read: Option<u64>,
         ranges: Option<Vec<(u64, u64)>>,
         identity: BTreeMap<String, String>,
+        keep: bool,
     ) -> PyResult<Backup> {
         let description = Description {
             kind: container_kind,
             path: container_path,
-            offset: container_offset,
+            sections: container_sections,
             bytes: container_bytes,
         };
         let backup = self.with(py, move |driver| {
             let cbw_timeout = duration(cbw_timeout)?;
             let listing = match ranges {
-                Some(pairs) => Listing::Ranges(
-                    pairs.into_iter().map(|(offset, length)| ByteRange::at(offset, length)).collect::<Result<_>>()?,
-                ),
+                Some(pairs) => Listing::Ranges(byte_ranges(&pairs)?),
                 None => Listing::Device,
             };
             let container = description.open()?;
@@ -192,9 +222,39 @@ impl Device {
                 policy: Policy { cbw_timeout, fail_write },
                 limit_read,
                 identity,
+                keep,
             })?;
             Ok(Backup::new(backup, driver))
         })?;
         Ok(backup)
+    }
+
+    fn _resume(&self, py: Python<'_>, kept: BTreeMap<String, RawFd>, note: String) -> PyResult<Backup> {
+        self.with(py, |driver| {
+            let copies = kept.into_iter().map(|(name, descriptor)| Ok((name, duplicate(descriptor)?)));
+            let remains = Remains::adopt(copies.collect::<Result<_>>()?, note, None, None)?;
+            Ok(Backup::new(driver.resume(remains)?, driver))
+        })
+    }
+}
+
+const TAKE_OVER: &str = "take over the descriptors of another process";
+
+fn duplicate(descriptor: RawFd) -> Result<OwnedFd> {
+    if descriptor < 0 {
+        return Err(Error::new(ErrorKind::Invalid, TAKE_OVER, format!("{descriptor} is no descriptor")));
+    }
+    // SAFETY: it is borrowed only for the call of dup; a number that is not open gives EBADF.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    borrowed.try_clone_to_owned().map_err(|error| Error::io(ErrorKind::Device, TAKE_OVER, &error))
+}
+
+/// A storage over duplicates of the descriptors that another process had.
+fn adopt(descriptors: &[RawFd]) -> Result<FileStorage> {
+    let mut copies =
+        descriptors.iter().map(|&descriptor| duplicate(descriptor)).collect::<Result<Vec<_>>>()?.into_iter();
+    match (copies.next(), copies.next(), copies.next()) {
+        (Some(buffered), direct, None) => FileStorage::adopt(buffered, direct, ErrorKind::Device),
+        _ => Err(Error::new(ErrorKind::Invalid, TAKE_OVER, "give the one or two descriptors that were given away")),
     }
 }

@@ -56,6 +56,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             policy: Policy { cbw_timeout: TIMEOUT, fail_write: false },
             limit_read: None,
             identity: BTreeMap::new(),
+            keep: false,
         })?;
         driver.cut(&backup, TIMEOUT)?;
         backup.wait(None);

@@ -1,20 +1,31 @@
-//! The flat memory of one backup: bitmaps, staging and buffers are regions of a single anonymous mapping.
+//! The flat memory of one backup: bitmaps, tables, staging and buffers are regions of a single mapping, anonymous or of a
+//! memfd that outlives the process.
 //!
-//! Pages are zero until touched and untouched pages cost nothing. What the bytes mean is the business of the owners.
+//! Pages are zero until touched and untouched pages cost nothing. What the bytes mean is the business of the owners;
+//! which regions there are, and in which order, is `arena/layout.rs`.
+
+mod layout;
 
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut, Range};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
-use crate::sync::{Arc, AtomicU64};
+pub use layout::{Layout, Parts, SWEEPERS, words_for};
+
+use crate::sync::{Arc, AtomicU32, AtomicU64};
 
 const PAGE: usize = 4096;
 
 struct Mapping {
     base: NonNull<u8>,
     length: usize,
+    /// The file behind shared memory.
+    file: Option<OwnedFd>,
 }
 
 // SAFETY: the mapping is plain memory without thread affinity; who may touch which bytes is settled by the regions.
@@ -24,8 +35,7 @@ unsafe impl Sync for Mapping {}
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: base and length are those of the mapping made in `regions`, and no region is left that points into
-        // it.
+        // SAFETY: base and length are those of the mapping made by `map`, and no region is left that points into it.
         let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.length) };
         debug_assert!(unmapped.is_ok());
     }
@@ -38,31 +48,68 @@ pub struct Region {
     length: usize,
 }
 
-/// Maps one arena and cuts it into regions of the given lengths in bytes, each page-aligned and zeroed.
+/// Maps one anonymous arena and cuts it into regions of the given lengths in bytes, each page-aligned and zeroed.
 ///
 /// # Errors
 /// The kernel's error when the memory cannot be mapped.
 pub fn regions(lengths: &[usize]) -> io::Result<Vec<Region>> {
-    let total: usize = lengths.iter().map(|length| length.next_multiple_of(PAGE)).sum();
-    let length = total.max(PAGE);
-    // SAFETY: a fresh private anonymous mapping at an address of the kernel's choice aliases nothing.
-    let base = unsafe {
-        mmap_anonymous(
-            std::ptr::null_mut(),
-            length,
-            ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::PRIVATE | MapFlags::NORESERVE,
-        )?
+    cut(lengths, map(total(lengths), None)?)
+}
+
+/// The same in a memfd, so that another process can go on with what is in it.
+///
+/// # Errors
+/// The kernel's error when the memory cannot be had.
+pub fn shared_regions(lengths: &[usize]) -> io::Result<Vec<Region>> {
+    let file = rustix::fs::memfd_create("blockcow-arena", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    rustix::fs::ftruncate(&file, total(lengths) as u64)?;
+    // Nobody can cut off pages that we have mapped.
+    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    cut(lengths, map(total(lengths), Some(file))?)
+}
+
+/// Takes over the memfd of a process that is dead.
+///
+/// # Errors
+/// The kernel's error, or `InvalidData` if it does not have the length of these regions.
+pub fn adopted_regions(file: OwnedFd, lengths: &[usize]) -> io::Result<Vec<Region>> {
+    let found = rustix::fs::fstat(&file)?.st_size as u64;
+    if found != total(lengths) as u64 {
+        let reason = format!("the arena has {found} bytes and not {}", total(lengths));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    }
+    cut(lengths, map(total(lengths), Some(file))?)
+}
+
+fn total(lengths: &[usize]) -> usize {
+    lengths.iter().map(|length| length.next_multiple_of(PAGE)).sum::<usize>().max(PAGE)
+}
+
+fn map(length: usize, file: Option<OwnedFd>) -> io::Result<Arc<Mapping>> {
+    let rights = ProtFlags::READ | ProtFlags::WRITE;
+    let base = match &file {
+        // SAFETY: a fresh private anonymous mapping at an address of the kernel's choice aliases nothing.
+        None => unsafe {
+            mmap_anonymous(std::ptr::null_mut(), length, rights, MapFlags::PRIVATE | MapFlags::NORESERVE)?
+        },
+        // SAFETY: at an address of the kernel's choice; the memfd is ours alone while this process lives, by the contract of
+        // whoever hands it over, and cannot shrink.
+        Some(file) => unsafe {
+            mmap(std::ptr::null_mut(), length, rights, MapFlags::SHARED | MapFlags::NORESERVE, file, 0)?
+        },
     };
     let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-    let mapping = Arc::new(Mapping { base, length });
+    Ok(Arc::new(Mapping { base, length, file }))
+}
+
+fn cut(lengths: &[usize], mapping: Arc<Mapping>) -> io::Result<Vec<Region>> {
     let mut offset = 0;
-    let cut = |&length: &usize| {
+    let next = |&length: &usize| {
         let region = Region { mapping: mapping.clone(), offset, length };
         offset += length.next_multiple_of(PAGE);
         region
     };
-    Ok(lengths.iter().map(cut).collect())
+    Ok(lengths.iter().map(next).collect())
 }
 
 impl Region {
@@ -74,6 +121,29 @@ impl Region {
     /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
         self.length == 0
+    }
+
+    /// The memfd behind it, if it is shared memory.
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.mapping.file.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The stretches that may hold something else than zeroes, without touching the others.
+    fn touched(&self) -> io::Result<Vec<Range<usize>>> {
+        let Some(file) = &self.mapping.file else { return Ok(std::iter::once(0..self.length).collect()) };
+        let mut stretches = Vec::new();
+        let (origin, end) = (self.offset as u64, (self.offset + self.length) as u64);
+        let mut at = origin;
+        while at < end {
+            let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+                Ok(start) if start < end => start,
+                Ok(_) | Err(Errno::NXIO) => break,
+                Err(error) => return Err(error.into()),
+            };
+            at = rustix::fs::seek(file, SeekFrom::Hole(start))?.clamp(start + 1, end);
+            stretches.push((start - origin) as usize..(at - origin) as usize);
+        }
+        Ok(stretches)
     }
 
     /// First byte of `offset..offset + length`, checked to lie inside.
@@ -93,6 +163,11 @@ impl Words {
         assert_eq!(region.len() % 8, 0, "whole words");
         Self(region)
     }
+
+    /// The memfd behind them, if they are shared memory.
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.0.file()
+    }
 }
 
 impl Deref for Words {
@@ -103,5 +178,85 @@ impl Deref for Words {
         // SAFETY: page-aligned, initialised (zero) memory of that length which lives as long as the region; it is only
         // ever seen as atomics, because `new` took the region.
         unsafe { std::slice::from_raw_parts(base.as_ptr().cast(), self.0.len() / 8) }
+    }
+}
+
+/// A region read as atomic half words: one mark for each of many things.
+pub struct Marks(Region);
+
+impl Marks {
+    /// Takes a region whose length is a multiple of 4 bytes.
+    pub fn new(region: Region) -> Self {
+        assert_eq!(region.len() % 4, 0, "whole marks");
+        Self(region)
+    }
+
+    /// The stretches in which a mark may have been set since the arena was made.
+    ///
+    /// # Errors
+    /// The kernel's error.
+    pub fn touched(&self) -> io::Result<Vec<Range<usize>>> {
+        let stretches = self.0.touched()?;
+        Ok(stretches.into_iter().map(|bytes| bytes.start / 4..bytes.end.div_ceil(4)).collect())
+    }
+}
+
+impl Deref for Marks {
+    type Target = [AtomicU32];
+
+    fn deref(&self) -> &[AtomicU32] {
+        let base = self.0.pointer(0, self.0.len());
+        // SAFETY: as for `Words`.
+        unsafe { std::slice::from_raw_parts(base.as_ptr().cast(), self.0.len() / 4) }
+    }
+}
+
+/// A region read as bytes, by one owner.
+pub struct Bytes(Region);
+
+impl Bytes {
+    /// Takes a region.
+    pub fn new(region: Region) -> Self {
+        Self(region)
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: initialised memory that lives as long as the region, which `new` took: nobody else sees it.
+        unsafe { std::slice::from_raw_parts(self.0.pointer(0, self.0.len()).as_ptr(), self.0.len()) }
+    }
+}
+
+impl DerefMut for Bytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.0.pointer(0, self.0.len()).as_ptr(), self.0.len()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::Ordering;
+
+    #[test]
+    fn another_mapping_of_the_same_file_sees_what_was_stored() {
+        let lengths = [8, 0, 3 * PAGE, 5];
+        let mut first = shared_regions(&lengths).unwrap();
+        let file = first[0].file().unwrap().try_clone_to_owned().unwrap();
+        let mut bytes = Bytes::new(first.remove(2));
+        bytes[2 * PAGE + 1] = 7;
+        Words::new(first.remove(0))[0].store(9, Ordering::Relaxed);
+        drop((first, bytes));
+        let again = file.try_clone().unwrap();
+        let mut second = adopted_regions(file, &lengths).unwrap();
+        let touched: Vec<_> = second[2].touched().unwrap().into_iter().flatten().collect();
+        assert!(touched.into_iter().eq(2 * PAGE..3 * PAGE), "what was never touched is not looked at");
+        assert_eq!(Bytes::new(second.remove(2))[2 * PAGE + 1], 7);
+        assert_eq!(Words::new(second.remove(0))[0].load(Ordering::Relaxed), 9);
+        assert!(adopted_regions(again, &[PAGE]).is_err(), "another layout");
     }
 }

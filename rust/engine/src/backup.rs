@@ -1,31 +1,32 @@
 //! A backup as its owner sees it: it is started, watched, waited for, cancelled. Its threads are the supervisor's.
 
+mod kept;
 mod status;
 mod supervisor;
 
+pub use crate::arena::SWEEPERS;
+pub use kept::Kept;
 pub use status::{Cell, Status};
 
 use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::buffer::AlignedBuf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{Event, Events};
 use crate::round::Round;
 use crate::state::{Life, State};
+use crate::sweep::Desk;
 use crate::sync::{Arc, Mutex, RwLock};
 use status::Record;
 
-/// How many extents are on their way from the device to the destination at a time. Fewer leave a disk idle, more take the
-/// processors from the programs.
-pub const SWEEPERS: usize = 4;
-
 /// What the threads of a backup need beside what its parts share.
 pub(crate) struct Outfit {
-    pub(crate) buffers: Vec<AlignedBuf>,
+    pub(crate) desks: Vec<Desk>,
     pub(crate) limit_read: Option<u64>,
     pub(crate) identity: BTreeMap<String, String>,
+    /// A dead process had begun to publish: nothing is left to sweep.
+    pub(crate) publishing: bool,
 }
 
 /// One backup of one device. Dropping it before its end cancels it. After its end it holds neither the device nor
@@ -61,6 +62,23 @@ impl Backup {
         Error::new(ErrorKind::State, operation, "this backup has ended; start another")
     }
 
+    /// What another process needs to go on with this backup if this one dies. To be kept alive elsewhere before the cut, and
+    /// let go after the end.
+    ///
+    /// # Errors
+    /// `State` if it was not prepared to be kept, or has ended; `Invalid` if no descriptors can be had.
+    pub fn kept(&self) -> Result<Kept> {
+        self.round().map_or_else(|| Err(Self::ended("keep the backup")), |round| Kept::of(&round))
+    }
+
+    /// A backup that a dead process published, or that has ended otherwise: nothing is left to start.
+    pub(crate) fn over(self) -> Self {
+        if let (Some(_), Some(round)) = (self.outfit.lock().take(), self.round()) {
+            end(&self.stage, round);
+        }
+        self
+    }
+
     /// Starts the threads: the cut has been made, and writes were held for so long.
     ///
     /// # Errors
@@ -72,6 +90,7 @@ impl Backup {
         if let Some(cut) = &mut *round.cut.lock() {
             cut.held = held;
         }
+        round.journal.set_held(held);
         let stage = self.stage.clone();
         let supervisor = thread::Builder::new().name("blockcow-backup".into());
         let spawned = supervisor.spawn(move || {
@@ -101,6 +120,11 @@ impl Backup {
     /// Waits for the end and the cleaning up; `false` if `timeout` came first. I/O that hangs is not waited for long.
     pub fn wait(&self, timeout: Option<Duration>) -> bool {
         self.life.wait_for_clean_up(timeout.map(|timeout| Instant::now() + timeout))
+    }
+
+    /// Whether it has ended and none of its I/O is under way; a place that its container used may be used by others.
+    pub fn at_rest(&self) -> bool {
+        self.life.wait(Some(Instant::now()), |_, cleaned_up| cleaned_up)
     }
 
     /// Ends the backup, unless it has ended or is being published. Every suspended write goes through.

@@ -11,18 +11,30 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Room;
 use crate::geometry::{BlockRange, Geometry};
 use crate::slab::{Memory, Slab};
+use crate::storage::Storage;
 use crate::sync::{Arc, Condvar, Mutex};
 use crate::zeroes::is_zero;
 use index::{Index, Place, Staged};
 pub use log::Log;
 
-/// The blocks of one extent, taken out of the index by the sweep; given back with [`Container::release`].
-pub struct Taken(Vec<(u32, Place)>);
+/// The blocks of one extent, taken out of the index by the sweep; given back with [`Container::release`]. If that does not
+/// happen, because the extent could not be delivered, their places stay taken, and their marks set, as long as the container
+/// is there: what is not at the destination is never forgotten before the backup has ended.
+pub struct Taken {
+    places: Vec<(u32, Place)>,
+    undelivered: Arc<Mutex<Vec<(u32, Place)>>>,
+}
 
 impl Taken {
     /// The block numbers, ascending.
     pub fn blocks(&self) -> impl Iterator<Item = u32> {
-        self.0.iter().map(|(block, _)| *block)
+        self.places.iter().map(|(block, _)| *block)
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.undelivered.lock().append(&mut self.places);
     }
 }
 
@@ -33,6 +45,7 @@ pub struct Container {
     log: Option<Log>,
     state: Mutex<State>,
     work: Condvar,
+    undelivered: Arc<Mutex<Vec<(u32, Place)>>>,
 }
 
 struct State {
@@ -44,7 +57,37 @@ impl Container {
     /// A container with `staging` in memory, and `log` behind it unless it is memory only.
     pub fn new(geometry: Geometry, staging: Arc<Slab>, log: Option<Log>) -> Self {
         let state = Mutex::new(State { index: Index::new(geometry), closed: false });
-        Self { geometry, staging, log, state, work: Condvar::new() }
+        Self { geometry, staging, log, state, work: Condvar::new(), undelivered: Arc::default() }
+    }
+
+    /// Takes up what a dead process left here, of the blocks for which `keep` holds. Returns the room that it takes.
+    ///
+    /// # Errors
+    /// `Container` if the tables cannot be read.
+    pub fn take_up(&self, keep: impl Fn(u32) -> bool) -> Result<Room> {
+        let mut room = Room::default();
+        let index = &mut self.state.lock().index;
+        for (block, slot) in self.log.as_ref().map_or(Ok(Vec::new()), Log::take_marked)? {
+            // A block is in both places if the process died between writing it behind and letting go of its staging.
+            if keep(block) && index.insert_stored(block, slot) {
+                room.slots += 1;
+            }
+        }
+        let staged = self.staging.take_marked();
+        let failed = |error| Error::io(ErrorKind::Container, "read the table of staging", &error);
+        for (block, memory) in staged.map_err(failed)? {
+            if keep(block) && !index.holds(block) {
+                index.insert(block, Arc::new(memory));
+                room.slots += 1;
+                room.staging += 1;
+            }
+        }
+        Ok(room)
+    }
+
+    /// What the log lies on.
+    pub fn storage(&self) -> Option<&dyn Storage> {
+        self.log.as_ref().map(Log::storage)
     }
 
     /// Memory for 1 to `most` blocks. The gate has reserved the room, so there is some.
@@ -69,6 +112,7 @@ impl Container {
         let mut keep = |block: u32, memory: Memory| {
             let length = self.geometry.bytes_of(BlockRange::at(block, 1)).len() as usize;
             if !is_zero(&memory[..length]) {
+                memory.mark(block);
                 blocks.push((block, Arc::new(memory)));
             }
         };
@@ -107,7 +151,7 @@ impl Container {
 
     /// Takes the blocks of an extent out of the index. All writers of that extent have stored what they will.
     pub fn take(&self, extent: u32) -> Taken {
-        Taken(self.state.lock().index.take(extent))
+        Taken { places: self.state.lock().index.take(extent), undelivered: self.undelivered.clone() }
     }
 
     /// Copies taken blocks to their places in `buffer`, which holds the extent that begins at block `first`.
@@ -116,7 +160,7 @@ impl Container {
     /// `Container` with the offset in the container when a slot cannot be read.
     pub fn read(&self, taken: &Taken, first: u32, buffer: &mut [u8]) -> Result<()> {
         let mut stored = Vec::new();
-        for (block, place) in &taken.0 {
+        for (block, place) in &taken.places {
             let start = u64::from(block - first) * self.geometry.block_size();
             let length = self.geometry.bytes_of(BlockRange::at(*block, 1)).len();
             let target = start as usize..(start + length) as usize;
@@ -135,9 +179,9 @@ impl Container {
     }
 
     /// Frees taken blocks, which are at the destination now. Returns the room that this made.
-    pub fn release(&self, taken: Taken) -> Room {
+    pub fn release(&self, mut taken: Taken) -> Room {
         let mut room = Room::default();
-        for (_, place) in taken.0 {
+        for (_, place) in std::mem::take(&mut taken.places) {
             match place {
                 Place::Staged(memory) => room.staging += u32::from(unstage(memory)),
                 Place::Stored(slot) => drop(slot),
@@ -168,7 +212,10 @@ impl Container {
         let mut state = self.state.lock();
         for (block, memory) in batch {
             match slots.next() {
-                Some(slot) => state.index.stored(block, &memory, slot),
+                Some(slot) => {
+                    slot.mark(block);
+                    state.index.stored(block, &memory, slot);
+                }
                 None => state.index.keep_staged(block),
             }
             staging += u32::from(unstage(memory));

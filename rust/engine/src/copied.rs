@@ -6,6 +6,7 @@
 use std::ops::Deref;
 
 use crate::arena::Words;
+pub use crate::arena::words_for;
 use crate::geometry::BlockRange;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -15,11 +16,6 @@ pub struct CopiedMap<W = Words> {
     pending: W,
     /// Set: some party has the right to copy it, or has copied it.
     claimed: W,
-}
-
-/// Number of 64-bit words that each of the two maps of `blocks` blocks needs.
-pub fn words_for(blocks: u32) -> usize {
-    blocks.div_ceil(64) as usize
 }
 
 /// The words that a run touches, each with the mask of its bits.

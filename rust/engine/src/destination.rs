@@ -1,8 +1,12 @@
 //! The backup storage: takes an image in any order and publishes it with its manifest, or leaves nothing that looks
 //! whole.
 //!
-//! An image file is written as `<path>.partial` and renamed when it is complete; a block device is written in place,
-//! and only a manifest beside it says that it is complete. Does not decide what is written, nor read it back.
+//! An image file is written as `<path>.partial` and renamed when it is complete; a block device, or any other storage, is
+//! written in place, and only a manifest says that it is complete. Does not decide what is written, nor read it back.
+
+mod remembered;
+
+pub use remembered::Remembered;
 
 use std::ffi::OsString;
 use std::fs::FileType;
@@ -29,10 +33,10 @@ pub fn manifest_path_for(image: &Path) -> PathBuf {
 /// One image under way. Held exclusively until it is dropped; dropped unpublished, it is abandoned.
 pub struct Destination {
     storage: Arc<dyn Storage>,
-    path: PathBuf,
+    name: String,
     manifest_path: PathBuf,
     overwrite: bool,
-    /// The file that is to be renamed; `None` for a block device.
+    /// The file that is to be renamed; `None` for what is written in place.
     file: Option<PartialFile>,
     replaced_leftover: bool,
     written: AtomicU64,
@@ -71,7 +75,7 @@ impl Destination {
         }
         check_manifest(manifest_path, overwrite)?;
         let (file, storage, replaced_leftover) = PartialFile::create(path, size, ROLE)?;
-        let mut destination = Self::held(storage, path, manifest_path, overwrite);
+        let mut destination = Self::held(Arc::new(storage), path.display().to_string(), manifest_path, overwrite);
         destination.file = Some(file);
         destination.replaced_leftover = replaced_leftover;
         Ok(destination)
@@ -87,21 +91,37 @@ impl Destination {
         check_names(path, manifest_path)?;
         check_manifest(manifest_path, overwrite)?;
         let storage = FileStorage::open(path, Access::ReadWrite, ROLE)?;
-        let invalid = |reason| Err(Error::new(ErrorKind::Invalid, format!("use {}", path.display()), reason));
         if !storage.is_block_device() {
-            return invalid("it is no block device".into());
+            return Err(Error::new(ErrorKind::Invalid, format!("use {}", path.display()), "it is no block device"));
         }
-        if storage.size() < size {
-            return invalid(format!("it has {} bytes, and the image needs {size}; use a larger one", storage.size()));
-        }
-        remove_durably(manifest_path, ROLE)?;
-        Ok(Self::held(storage, path, manifest_path, overwrite))
+        Self::storage(Arc::new(storage), path.display().to_string(), manifest_path, size, overwrite)
     }
 
-    fn held(storage: FileStorage, path: &Path, manifest_path: &Path, overwrite: bool) -> Self {
+    /// Any storage of at least `size` bytes, which the caller keeps others out of; errors call it `name`. As for a block
+    /// device, a manifest that stands there is removed now, if `overwrite` allows it.
+    ///
+    /// # Errors
+    /// `Exists` for the manifest, `Invalid` if the storage is too small, `NotFound`, `Destination`.
+    pub fn storage(
+        storage: Arc<dyn Storage>,
+        name: String,
+        manifest_path: &Path,
+        size: u64,
+        overwrite: bool,
+    ) -> Result<Self> {
+        check_manifest(manifest_path, overwrite)?;
+        if storage.size() < size {
+            let reason = format!("it has {} bytes, and the image needs {size}; use a larger one", storage.size());
+            return Err(Error::new(ErrorKind::Invalid, format!("use {name}"), reason));
+        }
+        remove_durably(manifest_path, ROLE)?;
+        Ok(Self::held(storage, name, manifest_path, overwrite))
+    }
+
+    fn held(storage: Arc<dyn Storage>, name: String, manifest_path: &Path, overwrite: bool) -> Self {
         Self {
-            storage: Arc::new(storage),
-            path: path.into(),
+            storage,
+            name,
             manifest_path: manifest_path.into(),
             overwrite,
             file: None,
@@ -172,8 +192,8 @@ impl Destination {
         published.map_err(|error| also(error, self.discard_image()))
     }
 
-    /// Removes what was written, so that nothing bears the final name. A block device keeps what is on it, without a
-    /// manifest.
+    /// Removes what was written, so that nothing bears the final name. What is written in place keeps what is on it,
+    /// without a manifest.
     ///
     /// # Errors
     /// `Destination` with the file that is left, `State` if it was settled before.
@@ -223,7 +243,7 @@ impl Destination {
     }
 
     fn failed(&self, operation: &str, source: &io::Error) -> Error {
-        with_advice(Error::io(ROLE, format!("{operation} to the destination {}", self.path.display()), source))
+        with_advice(Error::io(ROLE, format!("{operation} to the destination {}", self.name), source))
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Does not read or write anything; whoever moves an extent computes its digest and sets it here.
 
+use std::ops::DerefMut;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::Mutex;
 use crate::zeroes::is_zero;
@@ -60,16 +62,22 @@ pub fn from_hex(text: &str) -> Result<Digest> {
 
 /// One digest for each extent of an image, [`ZERO_EXTENT`] until it is set. Extents may be set from several threads.
 pub struct DigestTable {
-    /// Flat bytes, because the allocator hands them out as zero pages that cost no memory until a digest is set there;
-    /// a vector of 32-byte arrays would be filled by hand.
-    bytes: Mutex<Vec<u8>>,
+    bytes: Mutex<Box<dyn DerefMut<Target = [u8]> + Send>>,
     extents: u32,
 }
 
 impl DigestTable {
     /// A table of `extents` zero extents.
     pub fn new(extents: u32) -> Self {
-        Self { bytes: Mutex::new(vec![0; extents as usize * DIGEST_BYTES]), extents }
+        // Flat bytes, because the allocator hands them out as zero pages that cost no memory until a digest is set there; a
+        // vector of 32-byte arrays would be filled by hand.
+        Self::over(vec![0; extents as usize * DIGEST_BYTES])
+    }
+
+    /// A table over memory that has the digests already, 32 bytes each.
+    pub fn over(bytes: impl DerefMut<Target = [u8]> + Send + 'static) -> Self {
+        let extents = (bytes.len() / DIGEST_BYTES) as u32;
+        Self { bytes: Mutex::new(Box::new(bytes)), extents }
     }
 
     /// Number of extents.

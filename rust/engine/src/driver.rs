@@ -3,14 +3,20 @@
 //!
 //! It does a program's I/O on the program's thread, or on the crew's for requests that were parked.
 
+mod assemble;
+mod counters;
 mod cut;
+mod note;
 mod passage;
 mod prepare;
 mod request;
+mod resume;
 
-pub use cut::Hold;
+pub use counters::Counters;
+pub use cut::{Hold, cut_together};
 pub use prepare::{ContainerPlace, Listing, Spec};
 pub use request::{Completion, Request};
+pub use resume::Remains;
 
 use std::io;
 
@@ -38,6 +44,7 @@ pub struct Driver {
     /// One hold at a time.
     holder: Mutex<()>,
     crew: Crew,
+    counters: Counters,
 }
 
 impl Driver {
@@ -50,12 +57,18 @@ impl Driver {
             newest: Mutex::new(None),
             holder: Mutex::new(()),
             crew: Crew::default(),
+            counters: Counters::default(),
         })
     }
 
     /// Size of the device in bytes.
     pub fn size(&self) -> u64 {
         self.device.size()
+    }
+
+    /// What programs have asked of the device so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// The driver's state: `passing`, `holding` or `backing-up`.
@@ -74,8 +87,10 @@ impl Driver {
     /// # Errors
     /// `Invalid` outside the device; `Device` with the device's own error.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        self.range("read from the device", offset, buffer.len() as u64)?;
-        self.device.read_at(buffer, offset).map_err(|error| device_error("read from the device", &error).at(offset))
+        self.counters.reads.counted(buffer.len() as u64, || {
+            self.range("read from the device", offset, buffer.len() as u64)?;
+            self.device.read_at(buffer, offset).map_err(|error| device_error("read from the device", &error).at(offset))
+        })
     }
 
     /// Writes `data` at `offset`; waits while its blocks are being copied for a backup.
@@ -84,8 +99,10 @@ impl Driver {
     /// `Invalid` outside the device; `Device` with the device's own error; under the policy `fail-write` also the error
     /// that kept its blocks from being copied.
     pub fn write(&self, data: &[u8], offset: u64) -> Result<()> {
-        let bytes = self.range("write to the device", offset, data.len() as u64)?;
-        self.passing(bytes, || self.device.write_at(data, offset), "write to the device")
+        self.counters.writes.counted(data.len() as u64, || {
+            let bytes = self.range("write to the device", offset, data.len() as u64)?;
+            self.passing(bytes, || self.device.write_at(data, offset), "write to the device")
+        })
     }
 
     /// Makes a range read as zeroes; a write like any other.
@@ -93,8 +110,10 @@ impl Driver {
     /// # Errors
     /// As [`Driver::write`].
     pub fn zero(&self, offset: u64, length: u64) -> Result<()> {
-        let bytes = self.range("zero on the device", offset, length)?;
-        self.passing(bytes, || self.device.zero(bytes, Zeroing::ANY), "zero on the device")
+        self.counters.zeroes.counted(length, || {
+            let bytes = self.range("zero on the device", offset, length)?;
+            self.passing(bytes, || self.device.zero(bytes, Zeroing::ANY), "zero on the device")
+        })
     }
 
     /// Discards a range; a write like any other.
@@ -102,8 +121,10 @@ impl Driver {
     /// # Errors
     /// As [`Driver::write`].
     pub fn discard(&self, offset: u64, length: u64) -> Result<()> {
-        let bytes = self.range("discard on the device", offset, length)?;
-        self.passing(bytes, || self.device.discard(bytes), "discard on the device")
+        self.counters.discards.counted(length, || {
+            let bytes = self.range("discard on the device", offset, length)?;
+            self.passing(bytes, || self.device.discard(bytes), "discard on the device")
+        })
     }
 
     /// Makes every write that was acknowledged durable.
@@ -111,7 +132,9 @@ impl Driver {
     /// # Errors
     /// `Device` with the device's own error.
     pub fn flush(&self) -> Result<()> {
-        self.device.sync().map_err(|error| device_error("flush the device", &error))
+        self.counters
+            .flushes
+            .counted(0, || self.device.sync().map_err(|error| device_error("flush the device", &error)))
     }
 
     /// The first stretch at or after `from` that may hold data; `None`: only a hole follows. A write like any other may

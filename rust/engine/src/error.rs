@@ -29,7 +29,7 @@ pub enum ErrorKind {
     Mismatch,
     /// A suspended write, or the cut, waited longer than it may.
     Timeout,
-    /// A program wrote into the section of the device that holds the container.
+    /// A program wrote into the part of the device that holds the container.
     Trespass,
     /// The backup was cancelled.
     Cancelled,
@@ -84,13 +84,7 @@ impl Error {
 
     /// An operating-system error of `kind` during `operation`.
     pub fn io(kind: ErrorKind, operation: impl Into<String>, source: &io::Error) -> Self {
-        Self {
-            kind,
-            operation: operation.into(),
-            offset: None,
-            errno: source.raw_os_error(),
-            reason: source.to_string(),
-        }
+        Self { kind, operation: operation.into(), offset: None, errno: number_of(source), reason: source.to_string() }
     }
 
     /// The same error, at a byte offset.
@@ -106,6 +100,23 @@ impl Error {
         self.reason = format!("{}; {advice}", self.reason);
         self
     }
+}
+
+/// The number that the kernel gave, or the one inside an error that a storage put words around, or that of the one kind
+/// that callers tell apart and that storages report without the kernel.
+fn number_of(error: &io::Error) -> Option<i32> {
+    let inside = || {
+        let mut cause = error.get_ref().and_then(std::error::Error::source);
+        while let Some(found) = cause {
+            if let Some(number) = found.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+                return Some(number);
+            }
+            cause = found.source();
+        }
+        None
+    };
+    let by_kind = || (error.kind() == io::ErrorKind::Unsupported).then_some(libc::EOPNOTSUPP);
+    error.raw_os_error().or_else(inside).or_else(by_kind)
 }
 
 impl fmt::Display for Error {

@@ -4,9 +4,11 @@
 //! wait and handed back when it is to be admitted again. Woken writes always ask again, nothing is decided for them.
 
 mod queue;
+mod reserved;
 mod room;
 
 pub use queue::Ticket;
+pub use reserved::Reserved;
 pub use room::{Ledger, Limits, Room};
 
 use std::ops::Deref;
@@ -31,7 +33,7 @@ pub enum Decision {
     },
     /// The write fails with this errno, as the policy `fail-write` says.
     Refuse(i32),
-    /// The write touches the section of the device that holds the container.
+    /// The write touches the part of the device that holds the container.
     Trespass,
 }
 
@@ -46,14 +48,13 @@ pub struct Admission<W> {
 /// Admits, suspends and releases the writes of one backup. `M` is the memory of its maps.
 pub struct Gate<W, M = Words> {
     map: CopiedMap<M>,
-    /// The container's own section of the device.
-    reserved: BlockRange,
+    reserved: Reserved,
     queue: Mutex<Queue<W>>,
 }
 
 impl<W, M: Deref<Target = [AtomicU64]>> Gate<W, M> {
-    /// A gate over `map`, whose container lies on the blocks `reserved` (empty: elsewhere) and has `limits`.
-    pub fn new(map: CopiedMap<M>, reserved: BlockRange, limits: Limits) -> Self {
+    /// A gate over `map`, whose container lies on the blocks `reserved` and has `limits`.
+    pub fn new(map: CopiedMap<M>, reserved: Reserved, limits: Limits) -> Self {
         Self { map, reserved, queue: Mutex::new(Queue::new(limits)) }
     }
 
@@ -62,9 +63,14 @@ impl<W, M: Deref<Target = [AtomicU64]>> Gate<W, M> {
         !self.reserved.is_empty()
     }
 
-    /// Whether a write to `blocks` touches the container's section of the device.
+    /// Whether a write to `blocks` touches the container's places on the device.
     pub fn reserves(&self, blocks: BlockRange) -> bool {
-        blocks.overlaps(self.reserved)
+        self.reserved.touches(blocks)
+    }
+
+    /// The container's places on the device.
+    pub fn reserved(&self) -> &[BlockRange] {
+        self.reserved.runs()
     }
 
     /// The maps, for making the list before the cut and for looking at progress.
@@ -75,7 +81,7 @@ impl<W, M: Deref<Target = [AtomicU64]>> Gate<W, M> {
     /// May a write to `blocks` go? A write that asks again passes the ticket that its waiter was given.
     #[inline]
     pub fn admit(&self, blocks: BlockRange, ticket: Option<Ticket>, waiter: impl FnOnce(Ticket) -> W) -> Admission<W> {
-        if ticket.is_none() && !blocks.overlaps(self.reserved) && self.map.all_copied(blocks) {
+        if ticket.is_none() && !self.reserved.touches(blocks) && self.map.all_copied(blocks) {
             return Admission { decision: Decision::Go, wake: None };
         }
         self.admit_slowly(blocks, ticket, waiter)
@@ -100,7 +106,7 @@ impl<W, M: Deref<Target = [AtomicU64]>> Gate<W, M> {
         ticket: Option<Ticket>,
         waiter: impl FnOnce(Ticket) -> W,
     ) -> Decision {
-        if blocks.overlaps(self.reserved) {
+        if self.reserved.touches(blocks) {
             return Decision::Trespass;
         }
         if queue.closed {
@@ -193,6 +199,12 @@ impl<W, M: Deref<Target = [AtomicU64]>> Gate<W, M> {
     /// Number of suspended writes (and sweepers) that are parked now.
     pub fn parked(&self) -> usize {
         self.queue.lock().waiters().count()
+    }
+
+    /// The container holds so much already, in blocks, and reached its peak and so many drains in another process. Before the
+    /// first write.
+    pub fn take_up(&self, held: Room, peak: u32, drains: u64) {
+        self.queue.lock().room.take_up(held, peak, drains);
     }
 
     /// What the container holds, is reserved for, and may hold.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Access, FileStorage};
@@ -35,7 +36,10 @@ pub(crate) fn remove_durably(path: &Path, role: ErrorKind) -> Result<()> {
 }
 
 /// Makes durable which names the folder of `path` holds.
-fn sync_folder_of(path: &Path, role: ErrorKind) -> Result<()> {
+///
+/// # Errors
+/// Of kind `role`, with the folder.
+pub(crate) fn sync_folder_of(path: &Path, role: ErrorKind) -> Result<()> {
     let folder = folder_of(path);
     File::open(folder)
         .and_then(|opened| opened.sync_all())
@@ -60,6 +64,22 @@ pub(crate) fn refuse_among_devices(path: &Path) -> Result<()> {
         return Err(Error::new(ErrorKind::Invalid, format!("create {}", path.display()), reason));
     }
     Ok(())
+}
+
+/// A path that means the same to another process.
+pub(crate) fn lasting(path: &Path) -> Result<String> {
+    let refuse = |reason: String| {
+        Error::new(ErrorKind::Invalid, format!("keep the backup to {} over a restart", path.display()), reason)
+    };
+    let absolute: PathBuf = std::path::absolute(path).map_err(|error| refuse(error.to_string()))?;
+    absolute.into_os_string().into_string().map_err(|_| refuse("the path is not UTF-8; name another".into()))
+}
+
+/// What is kept of a file on its way to its final name, so that another process can take it further.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RememberedFile {
+    target: String,
+    inode: (u64, u64),
 }
 
 /// A file on its way to its final name. Recognised by its inode, so that nobody else's file is renamed or removed.
@@ -106,11 +126,53 @@ impl PartialFile {
         Ok(Self { target: target.into(), partial, inode: (stat.st_dev, stat.st_ino), role })
     }
 
-    /// Gives the file its final name, durably. On an error it may bear either name; `discard` finds it.
+    /// What another process needs to take it further.
+    ///
+    /// # Errors
+    /// `Invalid` for a path that is not UTF-8.
+    pub(crate) fn remember(&self) -> Result<RememberedFile> {
+        Ok(RememberedFile { target: lasting(&self.target)?, inode: self.inode })
+    }
+
+    /// Takes a file further that a dead process left under either name.
+    pub(crate) fn resume(remembered: RememberedFile, role: ErrorKind) -> Self {
+        let target = PathBuf::from(remembered.target);
+        Self { partial: partial_path(&target), target, inode: remembered.inode, role }
+    }
+
+    /// Whether it bears its final name.
+    ///
+    /// # Errors
+    /// Of kind `role`.
+    pub(crate) fn is_placed(&self) -> Result<bool> {
+        self.is_ours(&self.target)
+    }
+
+    /// Whether it bears either name.
+    ///
+    /// # Errors
+    /// Of kind `role`.
+    pub(crate) fn is_there(&self) -> Result<bool> {
+        Ok(self.is_ours(&self.target)? || self.is_ours(&self.partial)?)
+    }
+
+    /// Makes durable which name it bears.
+    ///
+    /// # Errors
+    /// Of kind `role`.
+    pub(crate) fn sync_folder(&self) -> Result<()> {
+        sync_folder_of(&self.target, self.role)
+    }
+
+    /// Gives the file its final name, durably; it may bear it already. On an error it may bear either name; `discard` finds
+    /// it.
     ///
     /// # Errors
     /// `Exists` if the name is taken and may not be replaced; `role`, also if the file was moved away meanwhile.
     pub(crate) fn place(&self, replace: bool) -> Result<()> {
+        if self.is_placed()? {
+            return self.sync_folder();
+        }
         let operation = format!("rename {} to {}", self.partial.display(), self.target.display());
         if !self.is_ours(&self.partial)? {
             return Err(Error::new(self.role, operation, "somebody removed or replaced it while it was written"));

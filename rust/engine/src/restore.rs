@@ -12,8 +12,8 @@ use crate::geometry::ByteRange;
 use crate::partial::PartialFile;
 use crate::scan::{Image, Sink};
 use crate::storage::{Access, FileStorage, Storage, Zeroing};
-use crate::sync::{AtomicU64, Ordering};
-use crate::verify::{Findings, VerifyReport};
+use crate::sync::{Arc, AtomicU64, Ordering};
+use crate::verify::{VerifyReport, verify_image};
 use crate::zeroes::data_runs;
 
 const ROLE: ErrorKind = ErrorKind::Device;
@@ -70,7 +70,22 @@ pub fn restore(
     let source = Image::open(image, manifest)?;
     refuse_itself(image, target)?;
     let target = Target::open(target, source.manifest().header().size, options.force_mounted)?;
-    let restored = target.fill(&source, options, progress);
+    restore_image(&source, target, options.force_damaged, progress)
+}
+
+/// Restores an open image to an open target. `progress` as for [`restore`].
+///
+/// # Errors
+/// `Mismatch` at the first damaged offset before anything is written, unless forced; `Invalid` if the target is too
+/// small; `Destination` if the image cannot be read, `Device` if the target cannot be written; `Cancelled`. An error after
+/// the first write says that the target is incomplete.
+pub fn restore_image(
+    source: &Image,
+    target: Target,
+    force_damaged: bool,
+    progress: &dyn Fn(RestorePhase, u64, u64) -> ControlFlow<()>,
+) -> Result<RestoreReport> {
+    let restored = target.fill(source, force_damaged, progress);
     restored.map_err(|error| target.give_up(error))
 }
 
@@ -87,8 +102,8 @@ fn refuse_itself(image: &Path, target: &Path) -> Result<()> {
 }
 
 /// Where an image is restored to.
-struct Target {
-    storage: FileStorage,
+pub struct Target {
+    storage: Arc<dyn Storage>,
     name: String,
     /// The file that is to be renamed, if this restore created it.
     created: Option<PartialFile>,
@@ -97,32 +112,46 @@ struct Target {
 }
 
 impl Target {
-    fn open(path: &Path, size: u64, force_mounted: bool) -> Result<Self> {
+    /// A block device, a file, or a new file of `size` bytes where there is none.
+    ///
+    /// # Errors
+    /// `Invalid` if it is neither file nor block device, `Busy` if it is in use (unless `force_mounted`), `Device`.
+    pub fn open(path: &Path, size: u64, force_mounted: bool) -> Result<Self> {
         let access = if force_mounted { Access::ReadWriteMounted } else { Access::ReadWrite };
-        let (storage, created) = match FileStorage::open(path, access, ROLE) {
-            Ok(storage) => (storage, None),
+        let name = path.display().to_string();
+        match FileStorage::open(path, access, ROLE) {
+            Ok(storage) => Ok(Self::storage(Arc::new(storage), name)),
             Err(e) if e.kind == ErrorKind::NotFound => {
                 let (file, storage, _) = PartialFile::create(path, size, ROLE)?;
-                (storage, Some(file))
+                Ok(Self { created: Some(file), ..Self::storage(Arc::new(storage), name) })
             }
-            Err(e) => return Err(e),
-        };
-        let name = path.display().to_string();
-        if storage.size() < size {
-            let reason = format!("it has {} bytes, and the image {size}; give a larger target", storage.size());
-            return Err(Error::new(ErrorKind::Invalid, format!("restore to {name}"), reason));
+            Err(e) => Err(e),
         }
-        Ok(Self { storage, name, created, written: AtomicU64::new(0), zeroed: AtomicU64::new(0) })
+    }
+
+    /// Any storage, which the caller keeps others out of; errors call it `name`.
+    pub fn storage(storage: Arc<dyn Storage>, name: String) -> Self {
+        Self { storage, name, created: None, written: AtomicU64::new(0), zeroed: AtomicU64::new(0) }
+    }
+
+    fn check_size(&self, needed: u64) -> Result<()> {
+        let found = self.storage.size();
+        if found >= needed {
+            return Ok(());
+        }
+        let reason = format!("it has {found} bytes, and the image {needed}; give a larger target");
+        Err(Error::new(ErrorKind::Invalid, format!("restore to {}", self.name), reason))
     }
 
     fn fill(
         &self,
         source: &Image,
-        options: RestoreOptions,
+        force_damaged: bool,
         progress: &dyn Fn(RestorePhase, u64, u64) -> ControlFlow<()>,
     ) -> Result<RestoreReport> {
-        let verified = Findings::of(source, &|done, total| progress(RestorePhase::Verifying, done, total))?;
-        if let (Some(&first), false) = (verified.damaged.first(), options.force_damaged) {
+        self.check_size(source.manifest().header().size)?;
+        let verified = verify_image(source, &|done, total| progress(RestorePhase::Verifying, done, total))?;
+        if let (Some(&first), false) = (verified.damaged.first(), force_damaged) {
             let reason = format!("{} extents differ from the manifest, this is the first", verified.damaged.len());
             return Err(Error::new(ErrorKind::Mismatch, "verify the image before restoring it", reason)
                 .at(first)

@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind};
 use crate::events::{Events, What};
 use crate::gate::{Gate, Room};
 use crate::geometry::{BlockRange, ByteRange, Geometry};
+use crate::journal::{Figures, Journal, Phase};
 use crate::list::BlockList;
 use crate::state::{Life, State};
 use crate::stats::Stats;
@@ -49,6 +50,9 @@ pub struct Round {
     pub(crate) digests: Arc<DigestTable>,
     pub(crate) policy: Policy,
     pub(crate) stats: Stats,
+    pub(crate) journal: Journal,
+    /// What another process needs to read the arena; `None` if it dies with this one.
+    pub(crate) note: Option<String>,
     pub(crate) events: Arc<Events>,
     pub(crate) life: Arc<Life>,
     pub(crate) list: Mutex<BlockList>,
@@ -105,11 +109,45 @@ impl Round {
         }
     }
 
-    /// Makes the step from created to active.
+    /// An extent is at the destination, and its digest is set.
+    pub(crate) fn delivered(&self, extent: u32) {
+        self.journal.deliver(extent);
+        self.stats.done_bytes.fetch_add(self.geometry.bytes_of_extent(extent).len(), Ordering::Relaxed);
+        let room = self.gate.room();
+        self.journal.keep_figures(Figures {
+            blocks_swept: self.stats.blocks_swept.load(Ordering::Relaxed),
+            blocks_copied_before_write: self.stats.blocks_copied_before_write.load(Ordering::Relaxed),
+            written: self.destination.written_bytes(),
+            zeroed: self.destination.zero_bytes(),
+            peak: u64::from(room.peak()),
+            drains: room.drains(),
+        });
+    }
+
+    /// Makes the step from created to active: from now on another process can go on, if this one dies. In the hold.
     pub(crate) fn activate(&self) -> bool {
+        if let Some(cut) = *self.cut.lock() {
+            self.journal.cut(cut.at, self.listed.load(Ordering::Relaxed), &self.list.lock());
+        }
         let moved = self.life.go(State::Active, None);
         self.announce(moved, State::Active);
-        moved.is_some()
+        // If it has been cancelled since, the journal says so already.
+        moved.is_some() && self.journal.step(Phase::Prepared, Phase::Active)
+    }
+
+    /// Makes the same step again, in the place of a dead process.
+    pub(crate) fn begin_again(&self) {
+        let moved = self.life.go(State::Active, None);
+        self.announce(moved, State::Active);
+    }
+
+    /// From now on only the outcome of publishing ends this backup. `false`: it has ended already.
+    pub(crate) fn begin_publishing(&self) -> bool {
+        let begun = self.life.begin_publishing();
+        if begun {
+            self.journal.step(Phase::Active, Phase::Publishing);
+        }
+        begun
     }
 
     /// Ends the backup with its first cause, lets every write go, and returns whether this call did it. What is left
@@ -132,8 +170,10 @@ impl Round {
     /// container is under way, so that the write stays.
     pub(crate) fn trespassed(&self, bytes: ByteRange) {
         let reason =
-            "a program wrote into the section of the device that holds the container; use a section that nothing uses";
+            "a program wrote into the part of the device that holds the container; use one that nothing else uses";
         self.end(State::Broken, Error::new(ErrorKind::Trespass, "copy before write", reason).at(bytes.start));
+        // Whoever ended it before may not have come to this yet, and the write is about to go.
+        self.journal.end(self.life.state());
         self.container.seal();
     }
 
@@ -157,9 +197,11 @@ impl Round {
     }
 
     fn let_go(&self) {
+        // First, because from now on writes go without a copy: a process that went on from here would lose the old bytes.
+        self.journal.end(self.life.state());
         wake_all(self.gate.close());
         self.container.close();
-        // Waits for the container's write in flight, which may hang; by now only writes into its section depend on that.
+        // Waits for the container's write in flight, which may hang; by now only writes into its place depend on that.
         if self.gate.has_reserved() {
             self.container.seal();
         }
@@ -232,7 +274,7 @@ impl Round {
         self.watching.load(Ordering::Acquire)
     }
 
-    /// A program is about to write before the cut: into a hole, and that is listed; into the container's section, and
+    /// A program is about to write before the cut: into a hole, and that is listed; into the container's place, and
     /// that ends the backup.
     pub(crate) fn watched(&self, bytes: ByteRange) {
         let blocks = self.geometry.blocks_touched(bytes);

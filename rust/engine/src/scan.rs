@@ -18,7 +18,7 @@ use crate::geometry::ByteRange;
 use crate::manifest::Manifest;
 use crate::partial::partial_path;
 use crate::storage::{Access, FileStorage, Storage};
-use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering};
+use crate::sync::{Arc, AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering};
 
 const ROLE: ErrorKind = ErrorKind::Destination;
 const READERS: usize = 2;
@@ -36,31 +36,42 @@ pub(crate) trait Sink: Sync {
 }
 
 /// An image that is open for reading, and its manifest.
-pub(crate) struct Image {
-    storage: FileStorage,
+pub struct Image {
+    storage: Arc<dyn Storage>,
     manifest: Manifest,
     name: String,
 }
 
 impl Image {
+    /// The image in a file or on a block device.
+    ///
     /// # Errors
     /// `NotFound` for either, `Busy` if a program may be writing to the image, `Manifest`, `Mismatch` if the image's
     /// size is not the manifest's; a block device may be larger.
-    pub(crate) fn open(path: &Path, manifest_path: &Path) -> Result<Self> {
+    pub fn open(path: &Path, manifest_path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         check_present(path, &name)?;
         let manifest = Manifest::load(manifest_path)?;
         let storage = FileStorage::open(path, Access::ReadOnly, ROLE)?;
-        let (found, size) = (storage.size(), manifest.header().size);
-        if found < size || (found > size && !storage.is_block_device()) {
-            let reason =
-                format!("it has {found} bytes, and its manifest says {size}: this is not the whole image, or another");
-            return Err(Error::new(ErrorKind::Mismatch, format!("compare the image {name}"), reason));
+        if storage.size() > manifest.header().size && !storage.is_block_device() {
+            return Err(other_size(&name, &storage, &manifest));
+        }
+        Self::of(Arc::new(storage), name, manifest)
+    }
+
+    /// The image at the beginning of any storage; errors call it `name`.
+    ///
+    /// # Errors
+    /// `Mismatch` if the storage is smaller than the manifest says.
+    pub fn of(storage: Arc<dyn Storage>, name: String, manifest: Manifest) -> Result<Self> {
+        if storage.size() < manifest.header().size {
+            return Err(other_size(&name, &*storage, &manifest));
         }
         Ok(Self { storage, manifest, name })
     }
 
-    pub(crate) fn manifest(&self) -> &Manifest {
+    /// What it must be.
+    pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
@@ -100,6 +111,12 @@ impl Image {
         tell();
         scan.failure.into_inner().map_or(Ok(()), Err)
     }
+}
+
+fn other_size(name: &str, storage: &dyn Storage, manifest: &Manifest) -> Error {
+    let (found, size) = (storage.size(), manifest.header().size);
+    let reason = format!("it has {found} bytes, and its manifest says {size}: this is not the whole image, or another");
+    Error::new(ErrorKind::Mismatch, format!("compare the image {name}"), reason)
 }
 
 fn check_present(path: &Path, name: &str) -> Result<()> {

@@ -10,6 +10,7 @@ mod section;
 mod throttle;
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 pub use fault::{Fault, FaultStorage, Operation};
 pub use file::{Access, FileStorage};
@@ -78,6 +79,12 @@ pub trait Storage: Send + Sync {
         Ok(())
     }
 
+    /// The descriptors by which another process can stand in for this one, as [`FileStorage::descriptors`] gives them; none
+    /// if it must be opened anew.
+    fn handles(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+
     /// The first stretch at or after `from` that may hold data; everything before it reads as zeroes. `None`: only a
     /// hole follows. A storage that cannot tell answers with all that follows.
     fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>> {
@@ -86,7 +93,10 @@ pub trait Storage: Send + Sync {
 }
 
 /// The range `length` bytes from `offset`, if a storage of `size` bytes has it.
-fn check_range(size: u64, offset: u64, length: u64) -> io::Result<ByteRange> {
+///
+/// # Errors
+/// `InvalidInput` if it does not.
+pub fn check_range(size: u64, offset: u64, length: u64) -> io::Result<ByteRange> {
     match offset.checked_add(length) {
         Some(end) if end <= size => Ok(ByteRange { start: offset, end }),
         _ => {

@@ -4,18 +4,18 @@
 //! An extent is swept once: claim what nobody has copied, read it in one I/O, let its writes go, merge what the
 //! container holds, and write data, not zeroes, to the destination. Several sweepers run side by side.
 
+mod desk;
 mod pace;
 mod plan;
 
+pub use desk::Desk;
 pub use pace::Pace;
 pub use plan::Plan;
 
-use crate::buffer::AlignedBuf;
 use crate::digest::digest_of;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{BlockRange, ByteRange, Geometry};
 use crate::round::Round;
-use crate::sync::Ordering;
 use crate::waiter::{Parker, Waiter, wake_all};
 use crate::zeroes::data_runs;
 
@@ -24,60 +24,69 @@ const READ_OVER_BYTES: u64 = 64 << 10;
 /// The unit in which zeroes are left out, in bytes; a smaller block size does not make it smaller.
 const ZERO_UNIT: u64 = 4096;
 
-/// One of the threads that sweep, with its buffer of one extent.
+/// One of the threads that sweep.
 pub struct Sweeper<'a> {
     round: &'a Round,
     plan: &'a Plan,
     pace: &'a Pace,
-    buffer: AlignedBuf,
-    /// For each block of the extent at hand, whether its bytes at the cut are in the buffer.
-    present: Vec<bool>,
+    desk: Desk,
 }
 
 impl<'a> Sweeper<'a> {
     /// A sweeper of extents that `plan` chooses, not faster than `pace`.
-    pub fn new(round: &'a Round, plan: &'a Plan, pace: &'a Pace, buffer: AlignedBuf) -> Self {
-        Self { round, plan, pace, buffer, present: Vec::new() }
+    pub fn new(round: &'a Round, plan: &'a Plan, pace: &'a Pace, desk: Desk) -> Self {
+        Self { round, plan, pace, desk }
     }
 
-    /// Sweeps until the plan has no more extents or the backup ends.
+    /// Sweeps until the plan has no more extents or the backup ends; first what a dead process left on the desk.
     ///
     /// # Errors
     /// `Device`, `Container` or `Destination` with the offset, from the first extent that could not be swept.
     pub fn run(&mut self) -> Result<()> {
+        if let Some(extent) = self.desk.extent() {
+            self.sweep(extent)?;
+        }
         while self.round.is_active() {
             let Some(extent) = self.plan.next(self.round) else { break };
+            self.desk.take_up(extent);
             self.sweep(extent)?;
         }
         Ok(())
     }
 
+    /// Sweeps the extent at hand.
     fn sweep(&mut self, extent: u32) -> Result<()> {
         let (round, geometry) = (self.round, self.round.geometry);
         let blocks = geometry.blocks_of_extent(extent);
         let bytes = geometry.bytes_of(blocks);
-        if round.gate.map().all_copied(blocks) && round.container.holds_none_of(extent) {
+        // In this order: what a writer copies in between is found.
+        let untouched = self.desk.is_empty() && round.gate.map().all_copied(blocks);
+        if untouched && round.container.holds_none_of(extent) {
             round.destination.zero(bytes)?;
-            round.stats.done_bytes.fetch_add(bytes.len(), Ordering::Relaxed);
+            self.delivered(extent);
             return Ok(());
         }
-        self.present.clear();
-        self.present.resize(blocks.len() as usize, false);
         self.wait_for_turn(blocks);
         if !self.copy_pending(extent, blocks)? {
             return Ok(());
         }
         let taken = round.container.take(extent);
         let length = bytes.len() as usize;
-        round.container.read(&taken, blocks.start, &mut self.buffer[..length])?;
+        round.container.read(&taken, blocks.start, &mut self.desk.buffer[..length])?;
         for block in taken.blocks() {
-            self.present[(block - blocks.start) as usize] = true;
+            self.desk.has_now(block - blocks.start);
         }
         self.blank_absent(blocks);
         self.deliver(extent, bytes)?;
+        self.delivered(extent);
         round.freed(round.container.release(taken));
-        round.stats.done_bytes.fetch_add(bytes.len(), Ordering::Relaxed);
         Ok(())
+    }
+
+    /// The extent is at the destination. Only now may what it was made from be let go.
+    fn delivered(&self, extent: u32) {
+        self.round.delivered(extent);
+        self.desk.put_down();
     }
 
     /// Keeps to the pace. Before anything is claimed, so that no write waits for it, and not while writes wait for a
@@ -110,10 +119,10 @@ impl<'a> Sweeper<'a> {
         let (round, geometry) = (self.round, self.round.geometry);
         let origin = geometry.bytes_of(blocks).start;
         // What others could not copy comes later, when some of the extent is in the buffer: never read over that.
-        let read_over = if self.present.contains(&true) { 0 } else { READ_OVER_BYTES };
+        let read_over = if self.desk.is_empty() { READ_OVER_BYTES } else { 0 };
         for span in spans(geometry, runs, read_over) {
             let target = (span.start - origin) as usize..(span.end - origin) as usize;
-            if let Err(error) = round.device.read_at(&mut self.buffer[target], span.start) {
+            if let Err(error) = round.device.read_at(&mut self.desk.buffer[target], span.start) {
                 for &run in runs {
                     wake_all(round.gate.failed(run));
                 }
@@ -122,7 +131,7 @@ impl<'a> Sweeper<'a> {
         }
         for &run in runs {
             for block in run.blocks() {
-                self.present[(block - blocks.start) as usize] = true;
+                self.desk.has_now(block - blocks.start);
             }
             round.stats.swept(extent, run.len());
             wake_all(round.gate.copied(run));
@@ -135,16 +144,19 @@ impl<'a> Sweeper<'a> {
     fn blank_absent(&mut self, blocks: BlockRange) {
         let geometry = self.round.geometry;
         let origin = geometry.bytes_of(blocks).start;
-        for (index, _) in self.present.iter().enumerate().filter(|(_, present)| !**present) {
-            let block = geometry.bytes_of(BlockRange::at(blocks.start + index as u32, 1));
-            self.buffer[(block.start - origin) as usize..(block.end - origin) as usize].fill(0);
+        for index in 0..blocks.len() {
+            if self.desk.has(index) {
+                continue;
+            }
+            let block = geometry.bytes_of(BlockRange::at(blocks.start + index, 1));
+            self.desk.buffer[(block.start - origin) as usize..(block.end - origin) as usize].fill(0);
         }
     }
 
     /// Writes the data in the buffer to the destination, and leaves the zeroes out.
     fn deliver(&self, extent: u32, bytes: ByteRange) -> Result<()> {
         let round = self.round;
-        let data = &self.buffer[..bytes.len() as usize];
+        let data = &self.desk.buffer[..bytes.len() as usize];
         let unit = round.geometry.block_size().max(ZERO_UNIT) as usize;
         let mut done = 0;
         for run in data_runs(data, unit) {

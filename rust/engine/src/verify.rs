@@ -19,33 +19,32 @@ pub struct VerifyReport {
     pub damaged: Vec<u64>,
 }
 
+/// Reads all of an image in a file or on a block device and compares it with its manifest.
+///
+/// # Errors
+/// Those of [`Image::open`] (an interrupted backup is named as such) and of [`verify_image`].
+pub fn verify(image: &Path, manifest: &Path, progress: &dyn Fn(u64, u64) -> ControlFlow<()>) -> Result<VerifyReport> {
+    verify_image(&Image::open(image, manifest)?, progress)
+}
+
 /// Reads all of an image and compares it with its manifest. `progress` is told the bytes done and in all about five
 /// times a second, on the calling thread, and may break off.
 ///
 /// # Errors
-/// `NotFound` if image or manifest is missing (an interrupted backup is named as such), `Busy` if a program may be
-/// writing to the image, `Manifest`, `Mismatch` if the image's size is not what the manifest says, `Destination` with
-/// the offset if the image cannot be read, `Cancelled`. Damage is no error but in the report.
-pub fn verify(image: &Path, manifest: &Path, progress: &dyn Fn(u64, u64) -> ControlFlow<()>) -> Result<VerifyReport> {
-    Findings::of(&Image::open(image, manifest)?, progress)
+/// `Destination` with the offset if the image cannot be read, `Cancelled`. Damage is no error but in the report.
+pub fn verify_image(image: &Image, progress: &dyn Fn(u64, u64) -> ControlFlow<()>) -> Result<VerifyReport> {
+    let findings = Findings::default();
+    image.scan(&findings, progress)?;
+    let mut damaged = findings.damaged.into_inner();
+    damaged.sort_unstable();
+    let header = image.manifest().header();
+    Ok(VerifyReport { bytes: header.size, digest: header.digest.clone(), damaged })
 }
 
 /// Collects damage.
 #[derive(Default)]
-pub(crate) struct Findings {
+struct Findings {
     damaged: Mutex<Vec<u64>>,
-}
-
-impl Findings {
-    /// Scans an open image.
-    pub(crate) fn of(image: &Image, progress: &dyn Fn(u64, u64) -> ControlFlow<()>) -> Result<VerifyReport> {
-        let findings = Self::default();
-        image.scan(&findings, progress)?;
-        let mut damaged = findings.damaged.into_inner();
-        damaged.sort_unstable();
-        let header = image.manifest().header();
-        Ok(VerifyReport { bytes: header.size, digest: header.digest.clone(), damaged })
-    }
 }
 
 impl Sink for Findings {

@@ -62,6 +62,8 @@ pub struct Status {
     pub digest: Option<String>,
     /// The first cause, when it is broken or cancelled.
     pub error: Option<String>,
+    /// How often the process that made the backup died and another went on with it.
+    pub worker_restarts: u64,
     /// Events that nobody read in time.
     pub events_dropped: u64,
 }
@@ -187,6 +189,7 @@ pub(super) fn status(round: &Round) -> Status {
             .as_secs_f64(),
         digest: round.digest.get().cloned(),
         error: round.life.cause().map(|cause| cause.to_string()),
+        worker_restarts: round.journal.restarts(),
         events_dropped: round.events.dropped(),
     }
 }

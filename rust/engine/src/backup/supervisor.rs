@@ -5,36 +5,47 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
 use super::{Outfit, status};
-use crate::buffer::AlignedBuf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::list::BlockList;
 use crate::manifest::{Manifest, Particulars};
 use crate::round::Round;
 use crate::state::State;
-use crate::sweep::{Pace, Plan, Sweeper};
+use crate::sweep::{Desk, Pace, Plan, Sweeper};
 use crate::sync::{AtomicU32, Ordering};
 
 /// Takes an active backup to its end.
 pub(super) fn run(round: &Round, outfit: Outfit) {
+    if outfit.publishing {
+        // That of the dead process stands in the journal.
+        if round.life.begin_publishing() {
+            round.published(without_panic(|| publish_again(round, outfit.identity)));
+        }
+        return;
+    }
     guarded(round, || {
-        sweep_all(round, outfit.buffers, outfit.limit_read);
+        sweep_all(round, outfit.desks, outfit.limit_read);
         Ok(())
     });
-    if round.life.begin_publishing() {
+    if round.begin_publishing() {
         round.published(without_panic(|| publish(round, outfit.identity)));
     }
 }
 
 /// Returns when every extent is at the destination, or the backup has ended and its threads too.
-fn sweep_all(round: &Round, buffers: Vec<AlignedBuf>, limit_read: Option<u64>) {
+fn sweep_all(round: &Round, desks: Vec<Desk>, limit_read: Option<u64>) {
     let plan = Plan::new(round.geometry.extent_count());
+    let at_hand = desks.iter().filter_map(Desk::extent);
+    (0..round.geometry.extent_count())
+        .filter(|&extent| round.journal.is_delivered(extent))
+        .chain(at_hand)
+        .for_each(|extent| plan.leave_out(extent));
     let pace = Pace::new(limit_read);
-    let sweeping = AtomicU32::new(buffers.len() as u32);
+    let sweeping = AtomicU32::new(desks.len() as u32);
     thread::scope(|scope| {
-        let sweepers = buffers.into_iter().try_for_each(|buffer| {
+        let sweepers = desks.into_iter().try_for_each(|desk| {
             let (plan, pace, sweeping) = (&plan, &pace, &sweeping);
             let sweep = move || {
-                guarded(round, || Sweeper::new(round, plan, pace, buffer).run());
+                guarded(round, || Sweeper::new(round, plan, pace, desk).run());
                 sweeping.fetch_sub(1, Ordering::AcqRel);
                 round.life.nudge();
             };
@@ -63,14 +74,28 @@ fn write_behind(round: &Round) -> Result<()> {
 }
 
 fn publish(round: &Round, identity: BTreeMap<String, String>) -> Result<()> {
-    let list: BlockList = std::mem::take(&mut round.list.lock());
-    let figures = status::figures(round);
-    let cut_at = status::cut_at(round).unwrap_or_default();
-    let manifest =
-        Manifest::new(round.geometry, Particulars { cut_at, identity, figures }, list, round.digests.clone())?;
+    let manifest = manifest_of(round, identity)?;
     round.destination.publish(&manifest)?;
     round.digest.get_or_init(|| manifest.header().digest.clone());
     Ok(())
+}
+
+/// Brings publishing that a dead process began to its end. It may be done; else it is begun again.
+fn publish_again(round: &Round, identity: BTreeMap<String, String>) -> Result<()> {
+    let manifest = manifest_of(round, identity)?;
+    if !round.destination.was_published(&manifest)? {
+        round.destination.read_back(round.geometry, &round.digests)?;
+        round.destination.publish(&manifest)?;
+    }
+    round.digest.get_or_init(|| manifest.header().digest.clone());
+    Ok(())
+}
+
+fn manifest_of(round: &Round, identity: BTreeMap<String, String>) -> Result<Manifest> {
+    let list: BlockList = std::mem::take(&mut round.list.lock());
+    let figures = status::figures(round);
+    let cut_at = status::cut_at(round).unwrap_or_default();
+    Manifest::new(round.geometry, Particulars { cut_at, identity, figures }, list, round.digests.clone())
 }
 
 /// Runs a thread's work; an error or a panic breaks the backup, never the program.

@@ -47,14 +47,31 @@ impl Index {
     }
 
     pub(super) fn insert(&mut self, block: u32, memory: Staged) {
+        self.put(block, Place::Staged(memory));
+        self.queue.push_back(block);
+        self.staged += 1;
+    }
+
+    /// A block that lies in the log already. `false`: it was here.
+    pub(super) fn insert_stored(&mut self, block: u32, slot: Slots) -> bool {
+        let new = !self.holds(block);
+        if new {
+            self.put(block, Place::Stored(slot));
+        }
+        new
+    }
+
+    fn put(&mut self, block: u32, place: Place) {
         let extent = self.geometry.extent_of(block);
         let places = self.extents.entry(extent).or_default();
         self.by_fullness.remove(&(places.len() as u32, extent));
-        let before = places.insert(block, Place::Staged(memory));
+        let before = places.insert(block, place);
         debug_assert!(before.is_none(), "a block is copied once");
         self.by_fullness.insert((places.len() as u32, extent));
-        self.queue.push_back(block);
-        self.staged += 1;
+    }
+
+    pub(super) fn holds(&self, block: u32) -> bool {
+        self.extents.get(&self.geometry.extent_of(block)).is_some_and(|places| places.contains_key(&block))
     }
 
     pub(super) fn holds_none_of(&self, extent: u32) -> bool {

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::index::Staged;
+use crate::arena::Marks;
 use crate::buffer::AlignedBuf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::slab::{SlotAllocator, Slots};
@@ -23,30 +24,41 @@ pub struct Log {
 }
 
 impl Log {
-    /// A log over the whole of `storage`, in slots of `block_bytes`.
+    /// How many slots of `block_bytes` a storage has.
     ///
     /// # Errors
     /// `Invalid` if not one block fits, or more than 2^32 - 1.
-    pub fn new(storage: Arc<dyn Storage>, block_bytes: usize) -> Result<Self> {
+    pub fn slots_of(storage: &dyn Storage, block_bytes: usize) -> Result<u32> {
         let count = storage.size() / block_bytes as u64;
-        let slots = u32::try_from(count).ok().filter(|&slots| slots > 0 && slots < u32::MAX).ok_or_else(|| {
+        u32::try_from(count).ok().filter(|&slots| slots > 0 && slots < u32::MAX).ok_or_else(|| {
             let reason =
                 format!("{} bytes hold {count} blocks of {block_bytes}; it must be 1 to 2^32 - 2", storage.size());
             Error::new(ErrorKind::Invalid, "container size", reason)
-        })?;
-        let batch_bytes = BATCH_BYTES.max(block_bytes);
-        Ok(Self {
-            storage,
-            block_bytes,
-            slots: SlotAllocator::new(slots),
-            batch: Mutex::new(AlignedBuf::new(batch_bytes)),
-            sealed: RwLock::new(false),
         })
     }
 
-    /// Number of slots.
-    pub fn slots(&self) -> u32 {
-        self.slots.slots()
+    /// A log on `storage`, in slots of `block_bytes`, one for each mark.
+    pub fn new(storage: Arc<dyn Storage>, block_bytes: usize, marks: Marks) -> Self {
+        Self {
+            storage,
+            block_bytes,
+            slots: SlotAllocator::new(marks),
+            batch: Mutex::new(AlignedBuf::new(BATCH_BYTES.max(block_bytes))),
+            sealed: RwLock::new(false),
+        }
+    }
+
+    /// What it lies on.
+    pub fn storage(&self) -> &dyn Storage {
+        &*self.storage
+    }
+
+    /// The slots that a dead process filled, with the blocks that they hold.
+    ///
+    /// # Errors
+    /// `Container`.
+    pub(super) fn take_marked(&self) -> Result<Vec<(u32, Slots)>> {
+        self.slots.take_marked().map_err(|error| Error::io(ErrorKind::Container, "read the table of slots", &error))
     }
 
     pub(super) fn batch_blocks(&self) -> usize {

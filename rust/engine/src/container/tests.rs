@@ -1,14 +1,16 @@
 //! What the container keeps in memory beside the blocks themselves.
 
 use super::*;
-use crate::arena::regions;
+use crate::arena::{Marks, regions};
 
 const BLOCK: usize = 4096;
 const EXTENTS: u32 = 64;
 
 fn container() -> (Container, Geometry) {
     let geometry = Geometry::new(u64::from(EXTENTS) << 20, Some(BLOCK as u64), 512).unwrap();
-    let staging = Slab::new(regions(&[16 * BLOCK]).unwrap().remove(0), BLOCK);
+    let mut memory = regions(&[16 * BLOCK, 16 * 4]).unwrap();
+    let (marks, staging) = (Marks::new(memory.remove(1)), memory.remove(0));
+    let staging = Slab::new(staging, BLOCK, marks);
     (Container::new(geometry, staging, None), geometry)
 }
 

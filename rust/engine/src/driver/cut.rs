@@ -48,6 +48,43 @@ impl Driver {
     }
 }
 
+/// One cut for several devices: writes to all of them are held, then every backup is armed, then all goes on. Returns for
+/// how long writes were held. Whatever fails, all of the backups are cancelled.
+///
+/// # Errors
+/// As [`Driver::cut`]; `Invalid` if two backups are of one device.
+pub fn cut_together(group: &[(&Driver, &Backup)], timeout: Duration) -> Result<Duration> {
+    let outcome = hold_arm_start(group, timeout);
+    if outcome.is_err() {
+        group.iter().for_each(|(_, backup)| backup.cancel());
+    }
+    outcome
+}
+
+fn hold_arm_start(group: &[(&Driver, &Backup)], timeout: Duration) -> Result<Duration> {
+    // Two groups that share devices must take their holds in the same order.
+    let mut ordered = group.to_vec();
+    ordered.sort_by_key(|(driver, _)| std::ptr::from_ref(*driver).addr());
+    if ordered.windows(2).any(|pair| std::ptr::eq(pair[0].0, pair[1].0)) {
+        let reason = "two backups are of one device; name each device once";
+        return Err(Error::new(ErrorKind::Invalid, "make the cut", reason));
+    }
+    let since = Instant::now();
+    let mut holds = Vec::with_capacity(ordered.len());
+    for (driver, _) in &ordered {
+        holds.push(driver.hold(timeout.saturating_sub(since.elapsed()))?);
+    }
+    for (hold, (_, backup)) in holds.iter().zip(&ordered) {
+        hold.arm(backup)?;
+    }
+    drop(holds);
+    let held = since.elapsed();
+    for (_, backup) in group {
+        backup.start(held)?;
+    }
+    Ok(held)
+}
+
 impl Hold<'_> {
     /// Makes this instant the cut of `backup`. [`Backup::start`] is due after the release.
     ///

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::Driver;
+use super::{Counters, Driver};
 use crate::copy::copy_before_write;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::What;
@@ -53,9 +53,11 @@ impl Passage {
         }
     }
 
-    fn end_suspension(self) {
+    fn end_suspension(self, counters: &Counters) {
         if let Some(suspension) = self.suspension {
-            suspension.round.stats.suspended(suspension.since.elapsed());
+            let lasted = suspension.since.elapsed();
+            suspension.round.stats.suspended(lasted);
+            counters.suspended(lasted);
         }
     }
 }
@@ -109,7 +111,7 @@ impl Driver {
                 }
             }
         }
-        passage.end_suspension();
+        passage.end_suspension(&self.counters);
         Ok(Passed::Go)
     }
 
@@ -126,7 +128,7 @@ impl Driver {
     /// A suspended write fails, as the policy `fail-write` says.
     pub(super) fn give_up(&self, passage: Passage, errno: i32) -> Error {
         let bytes = passage.bytes;
-        passage.end_suspension();
+        passage.end_suspension(&self.counters);
         wake_all(self.flights.leave());
         let source = std::io::Error::from_raw_os_error(errno);
         let kind = if errno == libc::ETIMEDOUT { ErrorKind::Timeout } else { ErrorKind::Container };

@@ -1,29 +1,24 @@
 //! Preparing a backup: everything that can fail or takes time happens here, before the cut.
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::Driver;
-use crate::arena::{Words, regions};
-use crate::backup::{Backup, Outfit, SWEEPERS};
-use crate::buffer::AlignedBuf;
-use crate::container::{Container, Log};
-use crate::copied::{CopiedMap, words_for};
+use super::assemble::{Blueprint, Housing};
+use super::note::Place;
+use crate::arena::Layout;
+use crate::backup::Backup;
+use crate::container::Log;
 use crate::destination::Destination;
-use crate::digest::DigestTable;
 use crate::error::{Error, ErrorKind, Result};
-use crate::gate::{Gate, Limits};
+use crate::gate::{Limits, Reserved};
 use crate::geometry::{BlockRange, ByteRange, Geometry};
-use crate::list::BlockList;
 use crate::round::{Policy, Round};
-use crate::slab::Slab;
-use crate::stats::Stats;
 use crate::storage::{SectionStorage, Storage};
-use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex};
+use crate::sync::Arc;
 
 /// How long writes in flight may take to end before those after them are watched.
-const WATCH_HOLD: Duration = Duration::from_secs(30);
+pub(super) const WATCH_HOLD: Duration = Duration::from_secs(30);
 /// Longer deadlines are taken as this one, so that instants do not overflow.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -33,8 +28,8 @@ pub enum ContainerPlace {
     Memory(u64),
     /// On a storage of its own.
     Storage(Arc<dyn Storage>),
-    /// On a section of the device, whose whole blocks are taken off the list.
-    Section(ByteRange),
+    /// On sections of the device, one behind the other. Their whole blocks are taken off the list, and only those are used.
+    Sections(Vec<ByteRange>),
 }
 
 /// What is backed up.
@@ -69,6 +64,8 @@ pub struct Spec {
     pub limit_read: Option<u64>,
     /// What the device is known by, for the manifest.
     pub identity: BTreeMap<String, String>,
+    /// Whether another process can go on with it if this one dies: its memory is a memfd then, see [`Backup::kept`].
+    pub keep: bool,
 }
 
 impl Driver {
@@ -80,50 +77,44 @@ impl Driver {
     pub fn prepare(&self, spec: Spec) -> Result<Backup> {
         self.refuse_beside_another()?;
         let geometry = Geometry::new(self.size(), spec.block_size, spec.logical_block)?;
-        let (log, reserved, slots) = self.container_of(geometry, spec.container)?;
-        let staging = if log.is_some() { blocks_in(geometry, spec.staging_bytes).clamp(1, slots) } else { slots };
+        let housing = self.container_of(geometry, spec.container)?;
+        let slots = housing.slots;
+        let behind = housing.storage.is_some();
+        let staging = if behind { blocks_in(geometry, spec.staging_bytes).clamp(1, slots) } else { slots };
         let capacity = blocks_in(geometry, spec.capacity_bytes).clamp(1, slots);
-        let limits = Limits { capacity, drain: blocks_in(geometry, spec.drain_bytes).clamp(1, capacity), staging };
-
-        let map_bytes = words_for(geometry.block_count()) * 8;
-        let tally_bytes = geometry.extent_count() as usize * 8;
-        let staging_bytes = staging as usize * geometry.block_size() as usize;
-        let [pending, claimed, tally, staging] = memory([map_bytes, map_bytes, tally_bytes, staging_bytes])?;
-        let map = CopiedMap::new(Words::new(pending), Words::new(claimed));
-
-        let sparse = matches!(spec.listing, Listing::Device) && self.has_holes()?;
-        let watched = sparse || !reserved.is_empty();
-        let round = Arc::new(Round {
-            geometry,
-            device: self.device.clone(),
-            gate: Gate::new(map, reserved, limits),
-            container: Container::new(geometry, Slab::new(staging, geometry.block_size() as usize), log),
+        let drain = blocks_in(geometry, spec.drain_bytes).clamp(1, capacity);
+        let mut blueprint = Blueprint {
+            layout: Layout { geometry, staging_slots: staging, log_slots: if behind { slots } else { 0 } },
+            limits: Limits { capacity, drain, staging },
+            housing,
             destination: spec.destination,
-            digests: Arc::new(DigestTable::new(geometry.extent_count())),
             policy: Policy { cbw_timeout: spec.policy.cbw_timeout.min(LONGEST_TIMEOUT), ..spec.policy },
-            stats: Stats::new(Words::new(tally)),
-            events: Arc::default(),
-            life: Arc::default(),
-            list: Mutex::new(BlockList::new()),
-            listed: AtomicU64::new(0),
-            digest: OnceLock::new(),
-            cut: Mutex::new(None),
-            sparse,
-            watching: AtomicBool::new(watched),
-            armed: self.armed.clone(),
-        });
-        let buffers = (0..SWEEPERS).map(|_| AlignedBuf::new(geometry.extent_size() as usize)).collect();
-        let outfit = Outfit { buffers, limit_read: spec.limit_read, identity: spec.identity };
+            sparse: matches!(spec.listing, Listing::Device) && self.has_holes()?,
+            limit_read: spec.limit_read,
+            identity: spec.identity,
+            note: None,
+        };
+        if spec.keep {
+            blueprint.note = Some(blueprint.to_note()?);
+        }
+        let memory = if spec.keep { blueprint.layout.shared() } else { blueprint.layout.anonymous() };
+        let parts = memory.map_err(|error| Error::io(ErrorKind::Invalid, "allocate memory for the backup", &error))?;
+        let (round, outfit) = self.assemble(blueprint, parts);
+        if let Some(note) = &round.note {
+            round.journal.stamp(note);
+        }
         let backup = Backup::new(round.clone(), outfit);
-        if watched {
+        if round.is_watching() {
             self.watch(&round)?;
         }
         make_list(&round, spec.listing)?;
-        round.unlist(reserved);
+        for &run in round.gate.reserved() {
+            round.unlist(run);
+        }
         Ok(backup)
     }
 
-    fn refuse_beside_another(&self) -> Result<()> {
+    pub(super) fn refuse_beside_another(&self) -> Result<()> {
         if self.armed.load().is_none() {
             return Ok(());
         }
@@ -131,7 +122,7 @@ impl Driver {
         Err(Error::new(ErrorKind::State, "prepare the backup", reason))
     }
 
-    /// From now on the writes of programs are seen: into holes, so that they are listed, and into the container's section.
+    /// From now on the writes of programs are seen: into holes, so that they are listed, and into the container's place.
     fn watch(&self, round: &Arc<Round>) -> Result<()> {
         let _hold = self.hold(WATCH_HOLD)?;
         // Another may have begun to watch while this one waited for its hold.
@@ -140,42 +131,68 @@ impl Driver {
         Ok(())
     }
 
-    /// The container's log, its blocks on the device, and its slots.
-    fn container_of(&self, geometry: Geometry, place: ContainerPlace) -> Result<(Option<Log>, BlockRange, u32)> {
-        let nowhere = BlockRange::at(0, 0);
-        let block = geometry.block_size() as usize;
+    /// What lies behind staging.
+    fn container_of(&self, geometry: Geometry, place: ContainerPlace) -> Result<Housing> {
         match place {
             ContainerPlace::Memory(bytes) => match blocks_in(geometry, bytes) {
                 0 => Err(too_small(bytes, geometry)),
-                slots => Ok((None, nowhere, slots)),
+                slots => Ok(Housing { place: Place::Memory, storage: None, reserved: Reserved::none(), slots }),
             },
-            ContainerPlace::Storage(storage) => {
-                let log = Log::new(storage, block)?;
-                let slots = log.slots();
-                Ok((Some(log), nowhere, slots))
-            }
-            ContainerPlace::Section(section) => {
-                if section.end > geometry.device_bytes() {
-                    let reason =
-                        format!("the section ends at {}, the device at {}", section.end, geometry.device_bytes());
-                    return Err(Error::new(ErrorKind::Invalid, "container", reason));
-                }
-                let blocks = geometry.blocks_inside(section);
-                let bytes = geometry.bytes_of(blocks);
-                if bytes.len() < geometry.block_size() {
-                    return Err(too_small(section.len(), geometry));
-                }
-                let log = Log::new(Arc::new(SectionStorage::new(self.device.clone(), bytes)?), block)?;
-                let slots = log.slots();
-                Ok((Some(log), blocks, slots))
+            ContainerPlace::Storage(storage) => self.house(geometry, Place::Storage, storage, Reserved::none()),
+            ContainerPlace::Sections(sections) => {
+                let (sections, reserved) = whole_blocks(geometry, &sections)?;
+                let storage = Arc::new(SectionStorage::new(self.device.clone(), &sections)?);
+                let place = Place::Sections(sections.iter().map(|section| (section.start, section.end)).collect());
+                self.house(geometry, place, storage, reserved)
             }
         }
+    }
+
+    /// A log on a storage.
+    pub(super) fn house(
+        &self,
+        geometry: Geometry,
+        place: Place,
+        storage: Arc<dyn Storage>,
+        reserved: Reserved,
+    ) -> Result<Housing> {
+        let slots = Log::slots_of(&*storage, geometry.block_size() as usize)?;
+        Ok(Housing { place, storage: Some(storage), reserved, slots })
     }
 
     fn has_holes(&self) -> Result<bool> {
         let whole = ByteRange { start: 0, end: self.size() };
         Ok(next_data(&*self.device, 0)? != Some(whole))
     }
+}
+
+/// What of the sections the container may use, so that no slot lies across a border: whole blocks, in the same order.
+pub(super) fn whole_blocks(geometry: Geometry, sections: &[ByteRange]) -> Result<(Vec<ByteRange>, Reserved)> {
+    let invalid = |reason: String, at: u64| Err(Error::new(ErrorKind::Invalid, "container", reason).at(at));
+    let mut whole = Vec::with_capacity(sections.len());
+    let mut runs = Vec::with_capacity(sections.len());
+    for section in sections {
+        if section.start > section.end || section.end > geometry.device_bytes() {
+            let reason = format!("the section ends at {}, the device at {}", section.end, geometry.device_bytes());
+            return invalid(reason, section.start);
+        }
+        // Not the device's short last block: the slots behind it would lie askew.
+        let bytes = section.shrink_to(geometry.block_size());
+        if !bytes.is_empty() {
+            whole.push(bytes);
+            runs.push(geometry.blocks_inside(bytes));
+        }
+    }
+    if whole.is_empty() {
+        return Err(too_small(sections.iter().map(|section| section.len()).sum(), geometry));
+    }
+    let count = |runs: &[BlockRange]| runs.iter().map(|run| u64::from(run.len())).sum::<u64>();
+    let named = count(&runs);
+    let reserved = Reserved::new(runs);
+    if count(reserved.runs()) != named {
+        return invalid("its sections overlap".into(), whole[0].start);
+    }
+    Ok((whole, reserved))
 }
 
 fn next_data(device: &dyn Storage, from: u64) -> Result<Option<ByteRange>> {
@@ -216,12 +233,6 @@ fn blocks_in(geometry: Geometry, bytes: u64) -> u32 {
 }
 
 fn too_small(bytes: u64, geometry: Geometry) -> Error {
-    let reason = format!("{bytes} bytes do not hold one block of {} bytes", geometry.block_size());
+    let reason = format!("{bytes} bytes do not hold one whole block of {} bytes", geometry.block_size());
     Error::new(ErrorKind::Invalid, "container size", reason)
-}
-
-fn memory<const N: usize>(lengths: [usize; N]) -> Result<[crate::arena::Region; N]> {
-    let no_memory = |error: &std::io::Error| Error::io(ErrorKind::Invalid, "allocate memory for the backup", error);
-    let regions = regions(&lengths).map_err(|error| no_memory(&error))?;
-    regions.try_into().map_err(|_| Error::new(ErrorKind::State, "allocate memory for the backup", "miscounted"))
 }

@@ -28,6 +28,13 @@ pub enum Request<'a> {
 }
 
 impl Request<'_> {
+    fn length(&self) -> u64 {
+        match self {
+            Self::Write(data, _) => data.len() as u64,
+            Self::Zero(range, _) | Self::Discard(range) => range.len(),
+        }
+    }
+
     fn into_owned(self) -> Request<'static> {
         match self {
             Self::Write(data, offset) => Request::Write(Cow::Owned(data.into_owned()), offset),
@@ -57,13 +64,24 @@ impl Driver {
             Request::Discard(range) => self.range("discard on the device", range.start, range.len()),
         };
         match range {
-            Err(error) => completion(Err(error)),
-            Ok(bytes) if bytes.is_empty() => completion(Ok(())),
+            Err(error) => self.end(&request, completion, Err(error)),
+            Ok(bytes) if bytes.is_empty() => self.end(&request, completion, Ok(())),
             Ok(bytes) => {
                 let passage = Passage::new(bytes);
                 Parked { driver: self.clone(), request, completion, passage }.resume();
             }
         }
+    }
+
+    /// Counts a request and tells whoever submitted it.
+    fn end(&self, request: &Request<'_>, completion: Completion, outcome: Result<()>) {
+        let kind = match request {
+            Request::Write(..) => &self.counters.writes,
+            Request::Zero(..) => &self.counters.zeroes,
+            Request::Discard(_) => &self.counters.discards,
+        };
+        kind.ended(request.length(), outcome.is_ok());
+        completion(outcome);
     }
 
     fn perform(&self, request: &Request<'_>) -> Result<()> {
@@ -88,9 +106,9 @@ impl Parked<'_> {
         });
         let Some(Self { request, completion, .. }) = slot else { return };
         match passed {
-            Ok(Passed::Go) => completion(driver.perform(&request)),
+            Ok(Passed::Go) => driver.end(&request, completion, driver.perform(&request)),
             Ok(Passed::Parked) => {}
-            Err(error) => completion(Err(error)),
+            Err(error) => driver.end(&request, completion, Err(error)),
         }
     }
 
@@ -106,8 +124,9 @@ impl Parked<'static> {
         driver.crew.hand(Box::new(move || match outcome {
             Outcome::AskAgain => self.resume(),
             Outcome::Fail(errno) => {
-                let error = self.driver.give_up(self.passage, errno);
-                (self.completion)(Err(error));
+                let driver = self.driver;
+                let error = driver.give_up(self.passage, errno);
+                driver.end(&self.request, self.completion, Err(error));
             }
         }));
     }

@@ -42,6 +42,10 @@ impl Ledger {
         Self { limits, used: Room::default(), peak: 0, draining: false, drains: 0 }
     }
 
+    pub(super) fn take_up(&mut self, held: Room, peak: u32, drains: u64) {
+        (self.used, self.peak, self.drains) = (held, peak.max(held.slots), drains);
+    }
+
     /// How many blocks may be reserved now.
     pub(super) fn available(&self) -> u32 {
         if self.draining {

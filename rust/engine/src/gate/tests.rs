@@ -12,7 +12,7 @@ fn gate(blocks: u32, capacity: u32, drain: u32, staging: u32) -> Gate<&'static s
     let mut regions = regions(&[bytes, bytes]).unwrap().into_iter();
     let map = CopiedMap::new(Words::new(regions.next().unwrap()), Words::new(regions.next().unwrap()));
     map.list(BlockRange::at(0, blocks));
-    Gate::new(map, BlockRange::at(0, 0), Limits { capacity, drain, staging })
+    Gate::new(map, Reserved::none(), Limits { capacity, drain, staging })
 }
 
 fn run(start: u32, count: u32) -> BlockRange {
@@ -131,7 +131,7 @@ fn refusal_is_for_those_without_room_only() {
 fn a_write_into_the_containers_section_is_named() {
     let mut gate = gate(100, 1, 1, 1);
     gate.map.unlist(run(90, 10));
-    gate.reserved = run(90, 10);
+    gate.reserved = Reserved::new(vec![run(90, 10), run(60, 5)]);
     assert_eq!(ask(&gate, run(89, 2), "a"), Decision::Trespass);
     let _ = gate.close();
     assert_eq!(ask(&gate, run(89, 2), "a"), Decision::Trespass, "the container's last I/O may still be under way");
@@ -157,7 +157,7 @@ fn a_write_that_asks_while_its_block_is_marked_as_copied_is_handed_back() {
     let interlude = Interlude::default();
     let words = || Probe(vec![AtomicU64::new(0)], interlude.clone());
     let limits = Limits { capacity: 4, drain: 1, staging: 4 };
-    let gate = Rc::new(Gate::new(CopiedMap::new(words(), words()), BlockRange::at(0, 0), limits));
+    let gate = Rc::new(Gate::new(CopiedMap::new(words(), words()), Reserved::none(), limits));
     gate.map.list(run(0, 64));
     assert_eq!(gate.admit(run(3, 1), None, |_| "a").decision, Decision::Copy(vec![run(3, 1)]));
     let late: Weak<Gate<&'static str, Probe>> = Rc::downgrade(&gate);

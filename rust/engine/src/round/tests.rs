@@ -31,6 +31,7 @@ fn active(folder: &tempfile::TempDir) -> (Arc<Driver>, Backup) {
         policy: Policy { cbw_timeout: TIMEOUT, fail_write: true },
         limit_read: None,
         identity: BTreeMap::new(),
+        keep: false,
     };
     let backup = driver.prepare(spec).unwrap();
     driver.hold(TIMEOUT).unwrap().arm(&backup).unwrap();

@@ -1,6 +1,7 @@
 //! Errors on purpose: a decorator that makes chosen calls fail as a dying disk would, for tests.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use super::{Alignment, Storage, Zeroing};
 use crate::geometry::ByteRange;
@@ -121,6 +122,10 @@ impl Storage for FaultStorage {
     fn sync(&self) -> io::Result<()> {
         self.pass(Operation::Sync, None)?;
         self.inner.sync()
+    }
+
+    fn handles(&self) -> Vec<BorrowedFd<'_>> {
+        self.inner.handles()
     }
 
     fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>> {

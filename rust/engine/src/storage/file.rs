@@ -222,6 +222,11 @@ impl Storage for FileStorage {
         }
     }
 
+    fn handles(&self) -> Vec<BorrowedFd<'_>> {
+        let (buffered, direct) = self.descriptors();
+        std::iter::once(buffered).chain(direct).collect()
+    }
+
     fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>> {
         if from >= self.size {
             return Ok(None);

@@ -3,6 +3,7 @@
 //! For tests and benchmarks; what limits a backup for its user's sake is the sweep's own affair.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use super::{Alignment, Storage, Zeroing};
@@ -89,6 +90,10 @@ impl Storage for ThrottledStorage {
 
     fn sync(&self) -> io::Result<()> {
         self.inner.sync()
+    }
+
+    fn handles(&self) -> Vec<BorrowedFd<'_>> {
+        self.inner.handles()
     }
 
     fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>> {

@@ -20,6 +20,11 @@ impl Plan {
         Self { state: Mutex::new(State { cursor: 0, extents, chosen: vec![0; extents.div_ceil(64) as usize] }) }
     }
 
+    /// This extent is not given out: it is at the destination, or on a sweeper's desk. Before anybody asks.
+    pub fn leave_out(&self, extent: u32) {
+        self.state.lock().choose(extent);
+    }
+
     /// The next extent to sweep, `None` when all have been given out.
     pub fn next(&self, round: &Round) -> Option<u32> {
         let mut state = self.state.lock();
@@ -28,7 +33,7 @@ impl Plan {
             false => None,
         };
         let extent = fullest.or_else(|| state.next_in_order())?;
-        state.chosen[(extent / 64) as usize] |= 1 << (extent % 64);
+        state.choose(extent);
         Some(extent)
     }
 }
@@ -36,6 +41,10 @@ impl Plan {
 impl State {
     fn is_chosen(&self, extent: u32) -> bool {
         self.chosen[(extent / 64) as usize] & (1 << (extent % 64)) != 0
+    }
+
+    fn choose(&mut self, extent: u32) {
+        self.chosen[(extent / 64) as usize] |= 1 << (extent % 64);
     }
 
     fn next_in_order(&mut self) -> Option<u32> {

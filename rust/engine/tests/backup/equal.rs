@@ -77,27 +77,41 @@ fn container(
     chance: &mut Chance,
     disks: &mut Vec<Loop>,
     loops: bool,
-) -> (ContainerPlace, u64, Option<ByteRange>) {
+) -> (ContainerPlace, u64, Vec<ByteRange>) {
     let bytes = (64 << 10) << chance.below(5);
     match chance.below(if loops { 4 } else { 3 }) {
-        0 => (ContainerPlace::Memory(bytes), bytes, None),
+        0 => (ContainerPlace::Memory(bytes), bytes, Vec::new()),
         1 => {
             let storage = create(&rig.folder.path().join("container"), bytes + 300);
-            (ContainerPlace::Storage(storage), bytes, None)
+            (ContainerPlace::Storage(storage), bytes, Vec::new())
         }
         2 => {
-            let bytes = bytes.min(rig.size / 4 / 4096 * 4096);
-            let start = chance.below(rig.size / 2) / 4096 * 4096;
-            let section = ByteRange { start, end: start + bytes };
-            (ContainerPlace::Section(section), bytes, Some(section))
+            let sections = sections(chance, bytes.min(rig.size / 4 / 4096 * 4096), rig.size / 2);
+            (ContainerPlace::Sections(sections.clone()), sections.iter().map(|section| section.len()).sum(), sections)
         }
         _ => {
             let disk = spare_disk(bytes);
             let storage = open(&disk.path);
             disks.push(disk);
-            (ContainerPlace::Storage(storage), bytes, None)
+            (ContainerPlace::Storage(storage), bytes, Vec::new())
         }
     }
+}
+
+/// One to four sections of `bytes` together, whole blocks of 4 KiB, in any order.
+fn sections(chance: &mut Chance, bytes: u64, below: u64) -> Vec<ByteRange> {
+    let mut start = chance.below(below) / 4096 * 4096;
+    let mut left = bytes;
+    let mut sections = Vec::new();
+    while left > 0 {
+        let length = if sections.len() == 3 { left } else { left.min((1 + chance.below(left / 4096)) * 4096) };
+        sections.push(ByteRange { start, end: start + length });
+        start += length + chance.below(4) * 4096;
+        left -= length;
+    }
+    let first = chance.below(sections.len() as u64) as usize;
+    sections.rotate_left(first);
+    sections
 }
 
 /// One whole backup under load.
@@ -105,20 +119,22 @@ fn run(rig: &Rig, seed: u64, loops: bool, unit: u64) {
     let mut chance = Chance::new(seed);
     let mut disks = Vec::new();
     let driver = rig.driver();
-    let (place, bytes, section) = container(rig, &mut chance, &mut disks, loops);
+    let (place, bytes, sections) = container(rig, &mut chance, &mut disks, loops);
     let mut spec = rig.spec();
     spec.container = place;
     spec.staging_bytes = 16 << 10 << chance.below(3);
+    // In memory that dies with the process, and in memory that another can take over.
+    spec.keep = seed % 2 == 1;
     spec.capacity_bytes = bytes * (50 + chance.below(51)) / 100;
     spec.drain_bytes = bytes / 4;
     let smallest = rig.storage.logical_block();
     let block = [smallest, 4096, 8192, 16384, 1 << 20][chance.below(5) as usize];
-    // The model begins where the section ends, and only whole blocks of the section are left out.
-    let fits = block <= bytes && (section.is_none() || block <= 4096);
+    // The model begins where the sections end, and only whole blocks of them are left out.
+    let fits = block <= bytes && (sections.is_empty() || block <= 4096);
     spec.block_size = Some(if fits { block } else { 4096 });
 
-    // Nobody may write to the container's section: the model begins behind it.
-    let begin = section.map_or(0, |section| section.end);
+    // Nobody may write to the container's sections: the model begins behind them.
+    let begin = sections.iter().map(|section| section.end).max().unwrap_or(0);
     let model = Model::new(&rig.bytes(), begin, unit);
     let done = AtomicBool::new(false);
     let writes = AtomicU64::new(0);
@@ -144,7 +160,7 @@ fn run(rig: &Rig, seed: u64, loops: bool, unit: u64) {
         backup.start(hold.release()).unwrap();
         finish(&backup);
         drop(stop);
-        if let Some(section) = section {
+        for section in &sections {
             expected[section.start as usize..section.end as usize].fill(0);
         }
         (expected, backup)

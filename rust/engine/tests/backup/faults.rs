@@ -212,5 +212,6 @@ fn rig_spec_elsewhere(rig: &Rig) -> Spec {
         policy: blockcow_engine::Policy { cbw_timeout: Duration::from_secs(30), fail_write: false },
         limit_read: None,
         identity: std::collections::BTreeMap::new(),
+        keep: false,
     }
 }

@@ -8,6 +8,7 @@ mod door;
 mod equal;
 mod faults;
 mod full;
+mod group;
 mod parked;
 mod policies;
 mod rig;

@@ -123,6 +123,7 @@ impl Rig {
             policy: Policy { cbw_timeout: PATIENCE, fail_write: false },
             limit_read: None,
             identity: BTreeMap::new(),
+            keep: false,
         }
     }
 

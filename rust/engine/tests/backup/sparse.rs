@@ -118,7 +118,7 @@ fn a_write_into_the_containers_section_before_the_cut_ends_the_backup() {
 fn write_into_the_section_before_the_cut(rig: &Rig) {
     let driver = rig.driver();
     let mut spec = rig.spec();
-    spec.container = ContainerPlace::Section(ByteRange { start: 30 * MIB, end: 31 * MIB });
+    spec.container = ContainerPlace::Sections(vec![ByteRange { start: 30 * MIB, end: 31 * MIB }]);
     let backup = driver.prepare(spec).unwrap();
     driver.write(&[8; 4096], 30 * MIB).unwrap();
     assert_eq!((backup.state(), backup.cause().unwrap().kind), (State::Broken, ErrorKind::Trespass));

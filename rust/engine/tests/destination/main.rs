@@ -6,4 +6,5 @@ mod backup;
 mod disks;
 mod publish;
 mod restore;
+mod storages;
 mod verify;

@@ -5,3 +5,4 @@ mod decorators;
 mod disks;
 mod files;
 mod locks;
+mod suite;

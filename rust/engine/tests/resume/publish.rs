@@ -1,0 +1,2 @@
+//! Killed while it publishes, before each system call that changes a name or makes something durable: complete in truth,
+//! never half.
