@@ -70,4 +70,4 @@ debian-for-demo:
 	@scripts/install-debian-packages e2fsprogs util-linux
 
 debian-for-tests:
-	@scripts/install-debian-packages btrfs-progs e2fsprogs fdisk fio libnbd-bin nbdkit qemu-utils util-linux xfsprogs
+	@scripts/install-debian-packages btrfs-progs e2fsprogs fdisk fio libnbd-bin nbdkit postgresql-15 qemu-utils util-linux xfsprogs
