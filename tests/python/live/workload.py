@@ -75,6 +75,7 @@ def fio(folder: Path, seconds: int, *, size: int = 8 * MIB) -> Repeated:
     common = ["--rw=randrw", "--bs=4k", f"--size={size}", "--fsync=32", "--verify=crc32c", "--verify_fatal=1"]
     common += [
         "--verify_backlog=256",
+        "--verify_state_save=0",
         "--time_based",
         f"--runtime={seconds}",
         f"--directory={folder}",
