@@ -61,7 +61,11 @@ class Region:
     sectors: int
 
 
-@dataclass(frozen=True)
+Move = tuple[int, int, int, int]
+"""One write: its number, its target, its first sector within the region, how many sectors."""
+
+
+@dataclass
 class Stream:
     """One sequence of writes, each acknowledged before the next begins."""
 
@@ -70,8 +74,17 @@ class Stream:
     log: Path
     flush_every: int = 0
 
-    def moves(self) -> Iterator[tuple[int, int, int, int]]:
-        """Without end: number of the write, target, first sector within its region, sectors."""
+    _moves: Iterator[Move] = field(init=False, repr=False)
+    _next: Move = field(init=False, repr=False)
+    _held: list[list[int]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._moves = self.moves()
+        self._next = next(self._moves)
+        self._held = [[0] * region.sectors for region in self.targets]
+
+    def moves(self) -> Iterator[Move]:
+        """All writes, without end."""
         random = Random(self.seed)
         number = 0
         while True:
@@ -80,6 +93,16 @@ class Stream:
             sectors = self.targets[target].sectors
             run = random.randint(1, min(LONGEST_RUN, sectors))
             yield number, target, random.randrange(sectors - run + 1), run
+
+    def just_before(self, number: int) -> tuple[list[list[int]], Move]:
+        """Which write each sector of each target is of before this one, and this one. Quick for rising numbers."""
+        if self._next[0] > number:
+            self.__post_init__()
+        while self._next[0] < number:
+            _, target, first, run = self._next
+            self._held[target][first : first + run] = [self._next[0]] * run
+            self._next = next(self._moves)
+        return [list(numbers) for numbers in self._held], self._next
 
 
 class Log:
@@ -123,18 +146,11 @@ def find(stream: Stream, images: Sequence[Callable[[int, int], bytes]]) -> Found
     """Fails unless the images, one a target and read by ``(length, offset)``, are one cut of the stream."""
     held = [_numbers(stream.seed, region, image) for region, image in zip(stream.targets, images, strict=True)]
     last = max(max(numbers) for numbers in held)
-    expected = [[0] * region.sectors for region in stream.targets]
-    torn = False
-    for number, target, first, run in stream.moves():
-        if number >= last:
-            break
-        expected[target][first : first + run] = [number] * run
-    if last > 0:
-        here = held[target][first : first + run]
-        torn = here != [last] * run
-        for sector in range(first, first + run):
-            if held[target][sector] == last:
-                expected[target][sector] = last
+    expected, (number, target, first, run) = stream.just_before(max(last, 1))
+    torn = number == last and held[target][first : first + run] != [last] * run
+    for sector in range(first, first + run):
+        if number == last == held[target][sector]:
+            expected[target][sector] = last
     for target, region in enumerate(stream.targets):
         wrong = [at for at in range(region.sectors) if held[target][at] != expected[target][at]]
         assert not wrong, (
@@ -170,11 +186,7 @@ def find_flushed(stream: Stream, images: Sequence[Callable[[int, int], bytes]]) 
     """
     log = Log(stream.log)
     flushed, begun = log.last(2), log.last(0)
-    lowest = [[0] * region.sectors for region in stream.targets]
-    for number, target, first, run in stream.moves():
-        if number > flushed:
-            break
-        lowest[target][first : first + run] = [number] * run
+    lowest, _ = stream.just_before(flushed + 1)
     for region, image, least in zip(stream.targets, images, lowest, strict=True):
         for sector, number in enumerate(_numbers(stream.seed, region, image)):
             assert least[sector] <= number <= begun, (
