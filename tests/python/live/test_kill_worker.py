@@ -4,6 +4,7 @@ Half of the kills under ext4 with fio, which verifies what it wrote; half under 
 the same file system proves that each image that is called complete is one cut. Backups that are broken are counted.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,14 +27,18 @@ from rig import (
     make_file_system,
     mounted,
     scratch_folder,
+    wait_until,
 )
 from stamps import SECTOR, Region, Stream, Writer, assert_one_instant, find, reader
 from workload import Repeated, fio
 
 KILLS = 102
-KILLS_OF_ONE_BACKUP = 4
+KILLS_OF_ONE_BACKUP = 6
+FILLED = 32 * MIB
+SERVED = 0.8  # share of kills after which the next one waits until the next worker serves
 STAMPED = MIB
-LONGEST_PAUSE = 0.5  # seconds between two kills; backups take longer
+LONGEST_PAUSE = 0.4  # seconds between two kills; backups take longer
+EARLY = 0.2  # share of backups of which the first kill does not wait for the cut
 SEED = 3
 
 Look = Callable[[Path, Ended], None]
@@ -44,7 +49,7 @@ class Killer:
 
     def __init__(self, scratch: Scratch, there: Attached, seed: int) -> None:
         self._scratch, self._there, self._random = scratch, there, Random(seed)
-        self.kills = self.complete = self.broken = self.restarts = 0
+        self.kills = self.before = self.complete = self.broken = self.restarts = 0
         self.pauses: list[float] = []
 
     def run(self, stream: Stream, limit_read: str, look: Look | None = None) -> None:
@@ -57,6 +62,7 @@ class Killer:
                 with as_it_stands(self._scratch, "ext4", dest) as point:
                     found = find(stream, [reader(point / Path(stream.targets[0].path).name)])
                     assert_one_instant([found], ended.before, ended.after)
+                    assert (point / "filled").read_bytes() == Random(SEED).randbytes(FILLED)
                 if look is not None:
                     look(dest, ended)
                 dest.with_name(f"{dest.name}.manifest").unlink()
@@ -68,20 +74,28 @@ class Killer:
 
     def _one_backup(self, dest: Path, limit_read: str) -> Ended:
         backup = self._there.start(dest, consistency="freeze", limit_read=limit_read, container="memory:2M")
+        early = self._random.random() < EARLY
         for _ in range(KILLS_OF_ONE_BACKUP):
+            if not early:
+                wait_until(backup.begun, "the cut is over")
             time.sleep(self._random.uniform(0, LONGEST_PAUSE))
             if self.kills == KILLS or backup.process.poll() is not None:
                 break
+            self.before += not backup.begun()
             dead, began = self._there.kill_worker(), time.monotonic()
             self.kills += 1
             self._there.wait_for_another(dead)
-            self.pauses.append(time.monotonic() - began)
+            if self._random.random() < SERVED:
+                self._there.read_at(self._random.randrange(MIB // 4096) * 4096)
+                self.pauses.append(time.monotonic() - began)
         return backup.wait()
 
     def told(self) -> str:
-        outcomes = f"{self.complete} backups complete over {self.restarts} restarts, {self.broken} broken"
-        longest = f"another worker after at most {max(self.pauses):.2f} s"
-        return f"{self.kills} kills of the worker: {outcomes}; {longest}"
+        outcomes = f"{self.complete} backups complete over {self.restarts} takings-over, {self.broken} broken"
+        longest = (
+            f"reads after {sum(self.pauses) / len(self.pauses):.2f} s on average, {max(self.pauses):.2f} s at most"
+        )
+        return f"{self.kills} kills of the worker, {self.before} of them before the cut: {outcomes}; {longest}"
 
 
 @contextmanager
@@ -91,6 +105,8 @@ def busy_device(scratch: Scratch, size: int) -> Iterator[tuple[Attached, Path, S
         make_file_system("ext4", there.paths[0])
         with mounted(scratch, there.paths[0], "mnt") as point:
             allocate(point / "stamped", STAMPED)
+            (point / "filled").write_bytes(Random(SEED).randbytes(FILLED))
+            os.sync()
             stream = Stream(SEED, [Region(str(point / "stamped"), 0, STAMPED // SECTOR)], scratch / "stamped.log", 64)
             with Writer(stream):
                 yield there, point, stream
@@ -102,7 +118,7 @@ def test_under_ext4_with_fio(tried: Callable[[str], None]) -> None:
     with scratch_folder() as scratch, busy_device(scratch, 64 * MIB) as (there, point, stream):
         killer = Killer(scratch, there, seed=1)
         with fio(point / "fio", seconds=5, size=8 * MIB) as working:
-            killer.run(stream, "48M")
+            killer.run(stream, "16M")
         tried(f"{killer.told()}; fio verified {working.rounds} times")
 
 
@@ -127,7 +143,7 @@ def test_under_pgbench(tried: Callable[[str], None]) -> None:
                     if killer.complete % 5 == 1:
                         checked.append(check_database(scratch, image, ended, rows))
 
-                killer.run(stream, "100M", look)
+                killer.run(stream, "40M", look)
             assert set(rows.acknowledged) <= set(rows_of(cluster))
             cluster.check()
         told = f"pgbench ran {benches.rounds} times, {len(rows.acknowledged)} rows acknowledged"

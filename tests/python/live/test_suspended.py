@@ -108,7 +108,7 @@ def jammed(scratch: Scratch, hang: Callable[[Scratch], Any], deadline: str) -> I
             writer.__enter__()
         words = ["--device", there.paths[0], "--dest", dest, "--container", "memory:1M", *options]
         words += ["--limit-read", "8M", "--cbw-timeout", deadline, "--consistency", "none"]
-        backup = UnderWay(scratch, ["--device", there.paths[0], "--dest", dest, "--container", "memory:1M", *words])
+        backup = UnderWay(scratch, words)
         wait_until(backup.begun, "the cut is over")
         assert backup.process.poll() is None, backup.wait()
         stop()
