@@ -70,5 +70,5 @@ debian-for-demo:
 	@scripts/install-debian-packages e2fsprogs util-linux
 
 debian-for-tests:
-	@scripts/install-debian-packages btrfs-progs curl e2fsprogs fdisk fio fuse3 libnbd-bin nbdkit qemu-system-x86 \
-		qemu-utils systemd strace util-linux xfsprogs
+	@scripts/install-debian-packages btrfs-progs curl e2fsprogs fdisk fio fuse3 libnbd-bin nbdkit postgresql-15 \
+		qemu-system-x86 qemu-utils systemd strace util-linux xfsprogs

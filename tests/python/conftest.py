@@ -38,6 +38,23 @@ def cleanup() -> Iterator[ExitStack]:
         yield stack
 
 
+_TRIED = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def tried(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Puts a line among the closing ones of the run, passed or not: how often what was tried."""
+    lines = request.config.stash.setdefault(_TRIED, [])
+    return lambda line: lines.append(f"{request.node.name}: {line}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if lines := config.stash.get(_TRIED, None):
+        terminalreporter.section("what was tried")
+        for line in lines:
+            terminalreporter.line(line)
+
+
 @pytest.fixture
 def loop_device(root: None, tmp_path: Path, cleanup: ExitStack) -> Callable[..., str]:
     """Makes loop devices: ``loop_device(bytes, table="label: gpt\\n...", filesystem="ext4")`` is a path."""
