@@ -88,6 +88,12 @@ pub trait Storage: Send + Sync {
     /// Nothing is wanted of it any more: calls under way that wait for another machine end now, with an error. Never waits.
     fn interrupt(&self) {}
 
+    /// Whether no I/O of a killed process is under way any more once the process is gone: nothing of it arrives later, here
+    /// or in memory. Not so behind a network, where the kernel does not wait for a call whose caller is killed.
+    fn ends_with_its_process(&self) -> bool {
+        false
+    }
+
     /// The first stretch at or after `from` that may hold data; everything before it reads as zeroes. `None`: only a
     /// hole follows. A storage that cannot tell answers with all that follows.
     fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>> {

@@ -82,6 +82,10 @@ impl Driver {
             let reason = format!("it is of a device of {} bytes, and this one has {}", facts.device_bytes, self.size());
             return Err(Error::new(ErrorKind::State, OPERATION, reason));
         }
+        if !self.device.ends_with_its_process() {
+            let reason = "the device is behind a network, and what was read from it may still arrive in memory";
+            return Err(Error::new(ErrorKind::State, OPERATION, reason));
+        }
         let failed = |error| Error::io(ErrorKind::State, OPERATION, &error);
         let parts = layout.adopt(arena).map_err(failed)?;
         parts.populate().map_err(failed)?;
@@ -122,13 +126,12 @@ impl Driver {
     ) -> Result<Housing> {
         let housing = match (&place, container) {
             (Place::Memory, _) => Housing { place, storage: None, reserved: Reserved::none(), slots },
-            // Behind a wire protocol a write of the dead process may come after one of ours to the same slot.
-            (Place::Storage, Some(storage)) if !storage.handles().is_empty() => {
+            // Elsewhere a write of the dead process may come after one of ours to the same slot.
+            (Place::Storage, Some(storage)) if storage.ends_with_its_process() => {
                 self.house(geometry, place, storage, Reserved::none())?
             }
             (Place::Storage, _) => {
-                let reason =
-                    "its container is no file or device that was kept; what is on its way there may still arrive";
+                let reason = "its container is behind a network, and what is on its way there may still arrive";
                 return Err(Error::new(ErrorKind::State, OPERATION, reason));
             }
             (Place::Sections(_), _) => {

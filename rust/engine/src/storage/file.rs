@@ -47,6 +47,8 @@ pub struct FileStorage {
     granule: u64,
     logical_block: u64,
     block_device: bool,
+    /// Whether it lies on a block device or in memory, with only the kernel in between.
+    local: bool,
     /// Whoever reads a unit to write it back with some bytes changed holds this alone; all other changes share it.
     units: RwLock<()>,
     seek: Mutex<()>,
@@ -225,6 +227,10 @@ impl Storage for FileStorage {
     fn handles(&self) -> Vec<BorrowedFd<'_>> {
         let (buffered, direct) = self.descriptors();
         std::iter::once(buffered).chain(direct).collect()
+    }
+
+    fn ends_with_its_process(&self) -> bool {
+        self.local
     }
 
     fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>> {

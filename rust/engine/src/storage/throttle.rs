@@ -100,6 +100,10 @@ impl Storage for ThrottledStorage {
         self.inner.interrupt();
     }
 
+    fn ends_with_its_process(&self) -> bool {
+        self.inner.ends_with_its_process()
+    }
+
     fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>> {
         self.inner.next_data(from)
     }

@@ -7,6 +7,7 @@ mod disks;
 mod keeper;
 mod kills;
 mod publish;
+mod refused;
 #[path = "../backup/rig.rs"]
 #[allow(dead_code, reason = "each test binary uses its own part of the rig")]
 mod rig;
