@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from conftest import MIB, sh
+from conftest import sh
 
 PATIENCE = 60.0  # seconds; after that something hangs
 COMPLETE, BROKEN = 0, 20
@@ -393,7 +393,6 @@ def as_it_stands(scratch: Scratch, kind: str, image: Path) -> Iterator[Path]:
 def allocate(path: Path, size: int) -> None:
     """A file whose blocks are written, so that direct writes to it change nothing but their own bytes."""
     with path.open("wb") as file:
-        for _ in range(size // MIB):
-            file.write(bytes(MIB))
+        file.write(bytes(size))
         file.flush()
         os.fsync(file.fileno())
