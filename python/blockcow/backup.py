@@ -47,12 +47,17 @@ class Backup:
         self._remove_inside()
         return True
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether it has ended and none of its I/O is under way. False after the end: I/O hangs."""
+        return self.inner.at_rest
+
     def _remove_inside(self) -> None:
         path, self._inside = self._inside, None
         if path is None:
             return
         try:
-            reason = None if remove(path, self.inner.at_rest) else "it is not there; is its file system unmounted?"
+            reason = None if remove(path, self.at_rest) else "it is not there; is its file system unmounted?"
         except BlockcowError as error:
             reason = str(error)
         if reason is not None:

@@ -12,11 +12,11 @@ from blockcow._blockcow import BusyError
 from blockcow.cli.progress import Meter, option_progress
 from blockcow.cli.summary import say_end
 from blockcow.cli.values import PLACE, SHARE, SIZE, TIME
-from blockcow.cli.verb import BROKEN, WARNINGS, Interrupted, Verb, VerbFailedError, print_json, say, say_error
+from blockcow.cli.verb import BROKEN, WARNINGS, Interrupted, Verb, VerbFailedError, print_json, say
 from blockcow.cli.watched import Attached, Own, Watched
 from blockcow.consistency import POLICIES
 from blockcow.daemon import folders
-from blockcow.daemon.client import Client, DaemonGoneError
+from blockcow.daemon.client import Client
 from blockcow.device import start_together
 from blockcow.errors import failure
 from blockcow.export import is_uri
@@ -113,17 +113,13 @@ def backup(
     if dry_run:
         _say_plans(wanted, options, folder, as_json)
         return
-    try:
-        with ExitStack() as stack:
-            if folder is None:
-                watched: Watched = _begin(stack, wanted, options, hooks, warnings)
-            else:
-                watched = _ask(folder, wanted, options, hooks, warnings)
-            interrupted = _watch(watched, progress, as_json)
-            statuses = watched.statuses()
-    except DaemonGoneError as error:  # and the backup with it
-        say_error(error)
-        raise VerbFailedError(BROKEN) from error
+    with ExitStack() as stack:
+        if folder is None:
+            watched: Watched = _begin(stack, wanted, options, hooks, warnings)
+        else:
+            watched = _ask(folder, wanted, options, hooks, warnings)
+        interrupted = _watch(watched, progress, as_json)
+        statuses = watched.statuses()
     _report(statuses, [one["manifest"] for one in wanted], progress, as_json)
     if interrupted is not None:
         raise VerbFailedError(interrupted.exit_code)
@@ -276,8 +272,6 @@ def _watch(backup: Watched, progress: str, as_json: bool) -> Interrupted | None:
     except Interrupted as signal:
         backup.cancel()
         interrupted = signal
-    except DaemonGoneError:
-        raise
     except BaseException:
         backup.cancel()
         raise

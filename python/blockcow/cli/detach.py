@@ -9,7 +9,7 @@ from blockcow.daemon.clean import clean
 from blockcow.daemon.client import Client
 from blockcow.errors import failure
 
-_PATIENCE = 60.0  # seconds
+_PATIENCE = 20.0  # seconds
 
 
 @click.command(cls=Verb)
@@ -34,11 +34,19 @@ def detach(name: str | None, force: bool, cleaning: bool, as_json: bool) -> None
         _say_what_happens(client)
     answer = client.post("/detach", {"force": force})
     if not folder.wait_until_free(_PATIENCE):
-        raise failure(BusyError, f"detach {folder.name}", f"the daemon does not end; see {folder.log}")
+        raise failure(BusyError, f"detach {folder.name}", _why_it_stays(folder, answer["hanging"]))
     for use in answer["cut_off"]:
         say(f"blockcow: cut off: {use}")
     if as_json:
         print_json("detached", {"name": folder.name, "cut_off": answer["cut_off"]})
+
+
+def _why_it_stays(folder: folders.RunFolder, hanging: list[str]) -> str:
+    gone = "programs' devices are gone and all is written, but the daemon cannot end and holds the device"
+    if not hanging:
+        return f"{gone}; see {folder.log}"
+    places = " and ".join(hanging)
+    return f"{gone}: I/O of a backup to {places} hangs. It ends when that does; what is left there is no backup"
 
 
 def _say_what_happens(client: Client) -> None:

@@ -24,13 +24,19 @@ def figures(status: Status) -> list[str]:
     return lines
 
 
+def _left_at(dest: Path) -> str:
+    """What a backup that is not complete leaves there."""
+    if dest.is_block_device():
+        return "what is on it now is no backup"
+    if dest.exists():  # an earlier one, or a daemon was killed just after it had published this one
+        return "the image of that name is an earlier one, or verify finds it complete"
+    return "no image was made"
+
+
 def say_end(status: Status, manifest: str | None) -> None:
     """Tells people how the backup ended and what to do next."""
     if status.status != "complete":
-        unfinished = (
-            "no image was made" if not Path(status.dest).is_block_device() else "what is on it now is no backup"
-        )
-        say(f"blockcow: the backup to {status.dest} is {status.status}; {unfinished}")
+        say(f"blockcow: the backup to {status.dest} is {status.status}; {_left_at(Path(status.dest))}")
         if status.status == "broken":
             say(f"blockcow: {status.error}")
         return

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Protocol
 
 import msgspec
@@ -77,12 +77,13 @@ class Own:
 
 
 class Attached:
-    """Made by a daemon, which may get another worker meanwhile."""
+    """Made by a daemon, which may get another worker meanwhile. If the daemon is gone, the backup is broken."""
 
     def __init__(self, client: Client, name: str) -> None:
         self._client, self._path = client, f"/backups/{name}"
         self._seq = 0
         self._answer: dict[str, Any] = {}
+        self._gone = False
 
     def start(self, request: dict[str, Any], hooks: Callable[[], AbstractContextManager[None]] | None) -> list[str]:
         """Has it prepared, then cut, inside the hooks. Returns warnings; raises what the daemon says went wrong."""
@@ -99,8 +100,6 @@ class Attached:
         try:
             with hooks():
                 self._cut()
-        except DaemonGoneError:
-            raise
         except BaseException:
             self.cancel()
             raise
@@ -108,15 +107,31 @@ class Attached:
 
     def _cut(self) -> None:
         try:
-            self._answer = self._client.post(f"{self._path}/cut")
+            self._ask(lambda: self._client.post(f"{self._path}/cut"))
         except (StateError, NotFoundError):
             self._look()  # the cut was made and the answer lost, or it has ended
             if self._answer["status"] == "created":
                 raise
 
+    def _ask(self, question: Callable[[], dict[str, Any]]) -> None:
+        """Keeps the answer, or that there will be no other any more."""
+        if self._gone:
+            return
+        try:
+            self._answer = question()
+        except DaemonGoneError as error:
+            self._lose(error)
+
+    def _lose(self, error: DaemonGoneError) -> None:
+        self._gone = True
+        for part in self._answer.get("parts", []):
+            if part["status"] in ("created", "active"):
+                part.update(status="broken", error=error.strerror)
+        self._answer.update(over=True, status="broken")
+
     def _look(self) -> None:
         try:
-            self._answer = self._client.get(self._path)
+            self._ask(lambda: self._client.get(self._path))
         except NotFoundError as error:
             reason = "the worker died before the cut, and nothing was made; start it again"
             raise failure(StateError, "make the backup", reason) from error
@@ -138,7 +153,13 @@ class Attached:
 
     def events(self) -> list[dict[str, Any]]:
         """As in `Watched`."""
-        text = self._client.text(f"{self._path}/events", since=self._seq, follow=0)
+        if self._gone:
+            return []
+        try:
+            text = self._client.text(f"{self._path}/events", since=self._seq, follow=0)
+        except DaemonGoneError as error:
+            self._lose(error)
+            return []
         lines: list[dict[str, Any]] = [msgspec.json.decode(line) for line in text.splitlines()]
         found = [line for line in lines if "seq" in line]
         if found:
@@ -152,7 +173,5 @@ class Attached:
 
     def cancel(self) -> None:
         """As in `Watched`."""
-        try:
-            self._answer = self._client.delete(self._path)
-        except NotFoundError:
-            return
+        with suppress(NotFoundError):
+            self._ask(lambda: self._client.delete(self._path))

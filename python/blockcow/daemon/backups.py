@@ -87,9 +87,15 @@ class Part:
         return backup.status()
 
     def end(self) -> None:
-        """Nothing changes any more."""
+        """Nothing changes any more, but that I/O may still hang."""
         self._last = self.status()
-        self.backup = None
+        if self.backup is None or self.backup.at_rest:
+            self.backup = None
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it has ended, but I/O of it has not come back."""
+        return self.over and self.backup is not None and not self.backup.at_rest
 
     @property
     def over(self) -> bool:
@@ -169,6 +175,10 @@ class Backups:
         with self.lock:
             return list(self._entries.values())
 
+    def hanging(self) -> list[str]:
+        """Destinations of backups that have ended, where I/O has not come back."""
+        return [part.plan.dest for entry in self.all() for part in entry.parts if part.hangs]
+
     def under_way(self) -> list[Entry]:
         """Those that have not ended."""
         return [entry for entry in self.all() if not entry.over]
@@ -222,11 +232,11 @@ class Backups:
 
     def _prepare(self, name: str, number: int, device: Device, plan: Plan) -> Part:
         inside = plan.container.path if plan.container.kind == "inside" else None
-        self._record(plan, inside, present=True)
+        self._record(_partials(plan), inside, present=True)
         try:
             backup = device.prepare(plan, keep=True)
         except BaseException:
-            self._record(plan, inside, present=False)
+            self._record(_partials(plan), inside, present=False)
             raise
         part = Part(plan, backup)
         part.inside, part.kept_as = inside, f"backup:{name}:{number}"
@@ -333,6 +343,8 @@ class Backups:
         while backup is not None and (batch := backup.next_events(_EVENT_SECONDS)) is not None:
             if batch:
                 entry.add(batch, part)
+            elif backup.ended(0):
+                break  # I/O that hangs is not waited for
             if not entry.cut_made and time.monotonic() - entry.began > _LEASE_SECONDS:
                 self.cancel(entry)
         if backup is not None:
@@ -361,7 +373,8 @@ class Backups:
         kept_as, part.kept_as = part.kept_as, None
         if kept_as is not None:
             self._store.drop(kept_as)
-            self._record(part.plan, part.inside, present=False)
+            partials = [] if part.hangs else _partials(part.plan)  # what hangs is still there to be cleaned up
+            self._record(partials, part.inside, present=False)
             if part.left_behind is not None:
                 folder = self._served.folder
                 folder.remember([*folder.leftovers(), part.left_behind])
@@ -379,12 +392,12 @@ class Backups:
         entry.cut_made = True
         self._entries[name] = entry
 
-    def _record(self, plan: Plan, inside: str | None, *, present: bool) -> None:
+    def _record(self, partials: list[str], inside: str | None, *, present: bool) -> None:
         """Notes in the state what must be cleaned up if nobody goes on."""
         with self.lock:
             state = self._served.state
             change = _added if present else _removed
-            for path in _partials(plan):
+            for path in partials:
                 change(state.partials, path)
             if inside is not None:
                 change(state.containers, inside)

@@ -57,7 +57,8 @@ class Worker:
             else:
                 data_path.end(self.served)
         self.ends.put("bye")
-        return {"detached": self.served.config.name, "cut_off": uses if force else []}
+        cut_off, hanging = uses if force else [], self.backups.hanging()
+        return {"detached": self.served.config.name, "cut_off": cut_off, "hanging": hanging}
 
     def _uses(self) -> list[str]:
         own = (os.getpid(), self.served.store.keeper)

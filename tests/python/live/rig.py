@@ -96,7 +96,8 @@ class Scratch:
     def immutable(self) -> list[str]:
         """Files with the immutable flag in this scratch, mounted file systems included."""
         lines = subprocess.run(["lsattr", "-R", str(self.folder)], capture_output=True, text=True, check=False).stdout
-        return [line for line in lines.splitlines() if "i" in line.split(" ")[0]]
+        flagged = [line.partition(" ") for line in lines.splitlines()]
+        return [path for flags, _, path in flagged if path and "i" in flags]  # headings have no path
 
     def left(self) -> dict[str, object]:
         """What a detach, and a cleaning after a kill, must not leave behind; empty if all is well."""
@@ -116,8 +117,8 @@ class Scratch:
                 subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
         for loop in self.loops():
             subprocess.run(["losetup", "--detach", loop], capture_output=True, check=False)
-        for line in self.immutable():
-            subprocess.run(["chattr", "-i", line.split(" ")[-1]], capture_output=True, check=False)
+        for path in self.immutable():
+            subprocess.run(["chattr", "-i", path], capture_output=True, check=False)
         shutil.rmtree(self.folder)
 
 

@@ -218,12 +218,16 @@ class Writer:
     error: str = field(default="", init=False)
 
     def __enter__(self) -> Self:
+        self.begin()
+        self.wait_for(1)
+        return self
+
+    def begin(self) -> None:
+        """Starts it. Its first write may be suspended."""
         regions = [f"{region.path}:{region.offset}:{region.sectors}" for region in self.stream.targets]
         options = [f"--seed={self.stream.seed}", f"--log={self.stream.log}", f"--flush-every={self.stream.flush_every}"]
         command = [sys.executable, __file__, *options, *regions]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.wait_for(1)
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is None:
