@@ -8,7 +8,6 @@ its input; nothing bears the name before. ``remove PATH`` removes what ``make`` 
 line of JSON; of a failure it holds ``errno`` and ``reason``.
 """
 
-import contextlib
 import ctypes
 import errno
 import fcntl
@@ -81,11 +80,12 @@ def make(path: str, length: int) -> None:
         os.fsync(folder_fd)
         _check(_libc.syncfs(folder_fd), "sync the file system")
         _require_same(extents, extents_of(fd, length))
+        _require_heard(_say({"made": True}))
     except BaseException:
         _set_immutable(fd, False)
-        os.unlink(name, dir_fd=folder_fd)
+        if os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=folder_fd)):  # not what another has made meanwhile
+            os.unlink(name, dir_fd=folder_fd)
         raise
-    _say({"made": True})
 
 
 def remove(path: str) -> None:
@@ -201,6 +201,11 @@ def _require_same(before: list[Extent], now: list[Extent]) -> None:
         raise UnfitError("the file system moved it while it was being looked at")
 
 
+def _require_heard(heard: bool) -> None:
+    if not heard:
+        raise UnfitError("nobody waits for it any more")
+
+
 def _flags(fd: int) -> int:
     return int(struct.unpack("=L", fcntl.ioctl(fd, _GETFLAGS, bytes(8))[:4])[0])
 
@@ -217,10 +222,14 @@ def _check(returned: int, operation: str) -> None:
         raise OSError(number, f"{operation}: {os.strerror(number)}")
 
 
-def _say(answer: dict[str, Any]) -> None:
-    with contextlib.suppress(BrokenPipeError):  # nobody listens any more, and what remains to do is done all the same
+def _say(answer: dict[str, Any]) -> bool:
+    """Whether somebody still listens."""
+    try:
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
+    except BrokenPipeError:
+        return False
+    return True
 
 
 def _run(arguments: list[str]) -> None:

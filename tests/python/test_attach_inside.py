@@ -108,7 +108,7 @@ def test_killed_at_random_moments_under_load_the_image_is_whole_or_there_is_none
         assert process.returncode in (0, 1, 20), stderr
         assert dest.exists() == (process.returncode == 0), stderr
         assert kills < 40, f"it never goes on: {stderr}"
-        assert not (point / "cow").exists()
+        wait_until(lambda: not (point / "cow").exists(), "the container to be removed")
         if process.returncode == 0:
             assert_clean(filesystem, dest, cleanup)
             complete += 1
@@ -116,6 +116,22 @@ def test_killed_at_random_moments_under_load_the_image_is_whole_or_there_is_none
     stop.set()
     writer.join()
     assert failures == []
+
+
+def test_killed_while_the_container_is_made_it_goes(attached: Attach, tmp_path: Path, cleanup: ExitStack) -> None:
+    sh("mkfs.ext4", "-q", attached.path)
+    point = mounted(cleanup, attached.path)
+    for number in range(10):
+        dest = tmp_path / f"out{number}.img"
+        command = ("backup", "--device", attached.path, "--container", point / "cow", "--container-size", "8M")
+        process = attached.start(*command, "--dest", dest)
+        wait_until((point / "cow").exists, "the container to be made")
+        attached.kill_worker()
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode in (0, 1, 20), stderr
+        wait_until(lambda: not (point / "cow").exists(), "the container to be removed")
+        assert not dest.with_name(f"{dest.name}.partial").exists()
+    assert attached.get("/status")["backups"][-1]["over"]
 
 
 @pytest.mark.parametrize("filesystem", KINDS)

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from blockcow._blockcow import BlockcowError, ExistsError, NotFoundError, StateError
+from blockcow._blockcow import BlockcowError, BusyError, ExistsError, NotFoundError, StateError
 from blockcow.backup import Backup, cut_together
 from blockcow.daemon import errand
 from blockcow.daemon.served import Served, keep_state
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _MOST_ENDED = 20  # backups that are remembered
 _MOST_EVENTS = 10_000
 _EVENT_SECONDS = 0.5
+_CLEANING_SECONDS = 60.0
 _LEASE_SECONDS = 900.0  # for which a prepared backup waits for its cut
 
 
@@ -162,6 +163,7 @@ class Backups:
         self._entries: dict[str, Entry] = {}
         self.lock = threading.RLock()
         """Guards what is known here, and the state."""
+        self._cleaned = threading.Event()
 
     def find(self, name: str) -> Entry:
         """The backup of that id. Raises NotFoundError."""
@@ -198,6 +200,9 @@ class Backups:
         with self.lock:
             if name in self._entries:
                 raise failure(ExistsError, f"start the backup {name}", "a backup of that id is here already")
+        if not self._cleaned.wait(_CLEANING_SECONDS):
+            reason = "what a worker that died left behind is still being removed; try again later"
+            raise failure(BusyError, f"start the backup {name}", reason)
         plans = [(self._served.device(wanted.device), self.plan(wanted)) for wanted in request.backups]
         self._require_one_policy([plan for _, plan in plans])
         parts: list[Part] = []
@@ -299,16 +304,19 @@ class Backups:
                 self.cancel(entry)
 
     def watch_resumed(self) -> None:
-        """The rest of it, which may take its time: threads, files, what the keeper holds for nothing."""
-        for entry in self.all():
-            for part in entry.parts:
-                if part.kept_as is None:
-                    continue
+        """The rest of it, which may take its time: threads, files, what the keeper holds for nothing. No backup is
+        prepared before."""
+        resumed = [(entry, part) for entry in self.all() for part in entry.parts if part.kept_as is not None]
+        going_on = [(entry, part) for entry, part in resumed if not part.over]
+        for entry, part in going_on:
+            self._watch(entry, part)
+        try:
+            self._clean_all_but([part for _, part in going_on])
+            for entry, part in resumed:
                 if part.over:
-                    self._clean(part)
                     self._settle(entry)
-                else:
-                    self._watch(entry, part)
+        finally:
+            self._cleaned.set()
 
     def _resume(self, item: str, kept: _Kept) -> Part:
         device = self._served.device(kept.device)
@@ -324,16 +332,23 @@ class Backups:
         part.kept_as, part.inside = item, kept.inside
         return part
 
-    def _clean(self, part: Part) -> None:
-        """Removes what a backup left that could not go on."""
-        for path in _partials(part.plan):
+    def _clean_all_but(self, going_on: list[Part]) -> None:
+        """Removes what the dead worker left of backups that do not go on, even of those that it had only begun."""
+        state = self._served.state
+        with self.lock:
+            partials = set(state.partials) - {path for part in going_on for path in _partials(part.plan)}
+            containers = set(state.containers) - {part.inside for part in going_on}
+        for path in partials:
             with suppress(OSError):
                 Path(path).unlink(missing_ok=True)
-        if part.inside is not None:
-            try:
-                clean(part.inside)
-            except BlockcowError:
-                log.exception("the container %s stays behind", part.inside)
+        stays = [path for path in containers if not _is_removed(path)]
+        with self.lock:
+            state.partials = [path for path in state.partials if path not in partials]
+            state.containers = [path for path in state.containers if path not in containers]
+            keep_state(self._served)
+            if stays:
+                folder = self._served.folder
+                folder.remember([*folder.leftovers(), *stays])
 
     def _watch(self, entry: Entry, part: Part) -> None:
         threading.Thread(target=self._follow, args=(entry, part), name="backup", daemon=True).start()
@@ -402,6 +417,15 @@ class Backups:
             if inside is not None:
                 change(state.containers, inside)
             keep_state(self._served)
+
+
+def _is_removed(container: str) -> bool:
+    try:
+        clean(container)
+    except BlockcowError:
+        log.exception("the container %s stays behind", container)
+        return False
+    return True
 
 
 def _added(paths: list[str], path: str) -> None:

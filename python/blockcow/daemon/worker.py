@@ -146,7 +146,7 @@ def _run(worker: Worker, folder: RunFolder) -> None:
     pids = {"keeper_pid": store.keeper, "worker_pid": os.getpid()}
     interface = control.Control(listener, served, worker.backups, pids, worker.detach, worker.restart)
     interface.start()
-    worker.backups.watch_resumed()
+    threading.Thread(target=worker.backups.watch_resumed, daemon=True).start()
     leftovers.remove_when_mounted(served, worker.backups.lock)
     if store.first:
         made = report.of(served)
