@@ -7,27 +7,25 @@ import logging
 import os
 import threading
 import time
-from collections import deque
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from blockcow._blockcow import BlockcowError, BusyError, ExistsError, NotFoundError, StateError
+from blockcow._blockcow import BusyError, ExistsError, NotFoundError, StateError
 from blockcow.backup import Backup, cut_together
 from blockcow.daemon import errand
-from blockcow.daemon.served import Served, keep_state
+from blockcow.daemon.entry import Entry, Part, broken
+from blockcow.daemon.served import Served
+from blockcow.daemon.traces import Traces
 from blockcow.device import Device
 from blockcow.errors import failure
-from blockcow.inside import clean
 from blockcow.plan import Plan
-from blockcow.status import Percentiles, Status
+from blockcow.status import Status
 
 log = logging.getLogger(__name__)
 
 _MOST_ENDED = 20  # backups that are remembered
-_MOST_EVENTS = 10_000
 _EVENT_SECONDS = 0.5
 _CLEANING_SECONDS = 60.0
 _LEASE_SECONDS = 900.0  # for which a prepared backup waits for its cut
@@ -71,90 +69,6 @@ class _Ended(msgspec.Struct):
     status: Status
 
 
-class Part:
-    """The backup of one device."""
-
-    def __init__(self, plan: Plan, backup: Backup | None, last: Status | None = None) -> None:
-        self.plan, self.backup, self._last = plan, backup, last
-        self.kept_as: str | None = None
-        self.inside: str | None = None
-        self.left_behind: str | None = None
-
-    def status(self) -> Status:
-        """Its figures now."""
-        backup = self.backup
-        if self._last is not None or backup is None:
-            return self._last or _broken(self.plan, "it was never started", 0)
-        return backup.status()
-
-    def end(self) -> None:
-        """Nothing changes any more, but that I/O may still hang."""
-        self._last = self.status()
-        if self.backup is None or self.backup.at_rest:
-            self.backup = None
-
-    @property
-    def hangs(self) -> bool:
-        """Whether it has ended, but I/O of it has not come back."""
-        return self.over and self.backup is not None and not self.backup.at_rest
-
-    @property
-    def over(self) -> bool:
-        """Whether the figures are the last ones."""
-        return self._last is not None
-
-
-class Entry:
-    """One backup, of one device or several."""
-
-    def __init__(self, name: str, parts: list[Part]) -> None:
-        self.id, self.parts = name, parts
-        self.began = time.monotonic()
-        self.cut_made = False
-        self.events: deque[dict[str, Any]] = deque(maxlen=_MOST_EVENTS)
-        self._changed = threading.Condition()
-        self._count = 0
-
-    def add(self, events: list[dict[str, Any]], part: Part) -> None:
-        """Numbers events and keeps the newest."""
-        with self._changed:
-            for event in events:
-                self._count += 1
-                self.events.append({"seq": self._count, "device": part.plan.device.path, **event})
-            self._changed.notify_all()
-
-    def wake(self) -> None:
-        """Something other than an event has changed."""
-        with self._changed:
-            self._changed.notify_all()
-
-    def after(self, seq: int, timeout: float) -> list[dict[str, Any]]:
-        """Events with higher numbers, after waiting for one if need be."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._count > seq or self.over, timeout)
-            return [event for event in self.events if event["seq"] > seq]
-
-    @property
-    def over(self) -> bool:
-        """Whether every part has ended and been cleaned up."""
-        return all(part.over for part in self.parts)
-
-    def status(self) -> dict[str, Any]:
-        """As `GET /backups/ID` answers."""
-        parts = [part.status() for part in self.parts]
-        states = [part.status for part in parts]
-        order = ("broken", "cancelled", "active", "created", "complete")
-        whole = next(state for state in order if state in states)
-        warnings = [text for part in self.parts for text in part.plan.warnings()]
-        return {
-            "id": self.id,
-            "status": whole,
-            "over": self.over,
-            "warnings": warnings,
-            "parts": [msgspec.to_builtins(part) for part in parts],
-        }
-
-
 class Backups:
     """All of them."""
 
@@ -163,6 +77,7 @@ class Backups:
         self._entries: dict[str, Entry] = {}
         self.lock = threading.RLock()
         """Guards what is known here, and the state."""
+        self._traces = Traces(served, self.lock)
         self._cleaned = threading.Event()
 
     def find(self, name: str) -> Entry:
@@ -237,11 +152,11 @@ class Backups:
 
     def _prepare(self, name: str, number: int, device: Device, plan: Plan) -> Part:
         inside = plan.container.path if plan.container.kind == "inside" else None
-        self._record(_partials(plan), inside, present=True)
+        self._traces.add(plan, inside)
         try:
             backup = device.prepare(plan, keep=True)
         except BaseException:
-            self._record(_partials(plan), inside, present=False)
+            self._traces.forget(plan, inside)
             raise
         part = Part(plan, backup)
         part.inside, part.kept_as = inside, f"backup:{name}:{number}"
@@ -311,7 +226,7 @@ class Backups:
         for entry, part in going_on:
             self._watch(entry, part)
         try:
-            self._clean_all_but([part for _, part in going_on])
+            self._traces.remove_all_but([(part.plan, part.inside) for _, part in going_on])
             for entry, part in resumed:
                 if part.over:
                     self._settle(entry)
@@ -328,27 +243,9 @@ class Backups:
         except Exception as error:  # whatever it is, programs go on
             cause = f"the worker died during the backup, and it cannot go on: {error}"
             log.exception("the backup %s is broken", kept.id)
-            part = Part(kept.plan, None, _broken(kept.plan, cause, self.restarts - kept.restarts))
+            part = Part(kept.plan, None, broken(kept.plan, cause, self.restarts - kept.restarts))
         part.kept_as, part.inside = item, kept.inside
         return part
-
-    def _clean_all_but(self, going_on: list[Part]) -> None:
-        """Removes what the dead worker left of backups that do not go on, even of those that it had only begun."""
-        state = self._served.state
-        with self.lock:
-            partials = set(state.partials) - {path for part in going_on for path in _partials(part.plan)}
-            containers = set(state.containers) - {part.inside for part in going_on}
-        for path in partials:
-            with suppress(OSError):
-                Path(path).unlink(missing_ok=True)
-        stays = [path for path in containers if not _is_removed(path)]
-        with self.lock:
-            state.partials = [path for path in state.partials if path not in partials]
-            state.containers = [path for path in state.containers if path not in containers]
-            keep_state(self._served)
-            if stays:
-                folder = self._served.folder
-                folder.remember([*folder.leftovers(), *stays])
 
     def _watch(self, entry: Entry, part: Part) -> None:
         threading.Thread(target=self._follow, args=(entry, part), name="backup", daemon=True).start()
@@ -388,8 +285,7 @@ class Backups:
         kept_as, part.kept_as = part.kept_as, None
         if kept_as is not None:
             self._store.drop(kept_as)
-            partials = [] if part.hangs else _partials(part.plan)  # what hangs is still there to be cleaned up
-            self._record(partials, part.inside, present=False)
+            self._traces.forget(part.plan, part.inside, files=not part.hangs)  # what hangs is still to be cleaned up
             if part.left_behind is not None:
                 folder = self._served.folder
                 folder.remember([*folder.leftovers(), part.left_behind])
@@ -406,69 +302,3 @@ class Backups:
         entry = Entry(name, [Part(one.plan, None, one.status) for one in ended])
         entry.cut_made = True
         self._entries[name] = entry
-
-    def _record(self, partials: list[str], inside: str | None, *, present: bool) -> None:
-        """Notes in the state what must be cleaned up if nobody goes on."""
-        with self.lock:
-            state = self._served.state
-            change = _added if present else _removed
-            for path in partials:
-                change(state.partials, path)
-            if inside is not None:
-                change(state.containers, inside)
-            keep_state(self._served)
-
-
-def _is_removed(container: str) -> bool:
-    try:
-        clean(container)
-    except BlockcowError:
-        log.exception("the container %s stays behind", container)
-        return False
-    return True
-
-
-def _added(paths: list[str], path: str) -> None:
-    paths.append(path)
-
-
-def _removed(paths: list[str], path: str) -> None:
-    with suppress(ValueError):
-        paths.remove(path)
-
-
-def _partials(plan: Plan) -> list[str]:
-    files = [plan.dest] if plan.dest_is_file else []
-    return [f"{path}.partial" for path in [*files, plan.manifest]]
-
-
-def _broken(plan: Plan, cause: str, restarts: int) -> Status:
-    """The figures of a backup of which nothing else is known."""
-    return Status(
-        status="broken",
-        device=plan.device.path,
-        dest=plan.dest,
-        device_bytes=plan.device.size,
-        block_size=plan.block_size or 0,
-        done_bytes=0,
-        blocks_listed=0,
-        blocks_swept=0,
-        blocks_copied_before_write=0,
-        suspended_writes=0,
-        suspended_now=0,
-        suspended_us=Percentiles(0, 0, 0, 0),
-        hold_us=0,
-        container_capacity_bytes=plan.capacity_bytes,
-        container_used_bytes=0,
-        container_peak_bytes=0,
-        drains=0,
-        draining=False,
-        dest_written_bytes=0,
-        zero_bytes=0,
-        cut_at=None,
-        duration_s=0.0,
-        digest=None,
-        error=cause,
-        events_dropped=0,
-        worker_restarts=restarts,
-    )

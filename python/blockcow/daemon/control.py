@@ -24,7 +24,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from blockcow._blockcow import BusyError, ExistsError, NotFoundError, StateError
 from blockcow.daemon import metrics
-from blockcow.daemon.backups import Backups, Entry, Request
+from blockcow.daemon.backups import Backups, Request
+from blockcow.daemon.entry import Entry
 from blockcow.daemon.served import Served
 from blockcow.errors import fields_of
 from blockcow.status import SCHEMA

@@ -113,7 +113,7 @@ impl Connection {
                 Ok(None) => return self.end(false),
                 Err(error) => return self.end(error.kind() == io::ErrorKind::InvalidData),
             };
-            let slow = self.agreed.export.pace.is_slow(&work.request);
+            let slow = self.agreed.export.pace.is_slow(work.request.kind());
             lead.notice(lead.inbox.len() > 0 || self.handed.load(Ordering::Relaxed) > 0);
             if slow && lead.eager > 0 {
                 self.handed.fetch_add(1, Ordering::Relaxed);
@@ -184,7 +184,7 @@ impl Connection {
                 self.reply(&work, answer);
             }
         }
-        self.agreed.export.pace.took(&request, began.elapsed());
+        self.agreed.export.pace.took(request.kind(), began.elapsed());
         if let Some(buffer) = payload {
             self.buffers.put(buffer);
         }

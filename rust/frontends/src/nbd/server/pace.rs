@@ -3,9 +3,6 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::request::Request;
-use crate::nbd::protocol::command;
-
 /// Handing work to another thread costs about as much as I/O of this length.
 const WORTH_A_THREAD: u32 = 20_000;
 /// Transfers above this are mostly copying, which says nothing of the others.
@@ -15,31 +12,45 @@ const WEIGHT: u32 = 8;
 /// Nothing is longer, as far as the average is concerned: one stall is forgotten after a few requests.
 const CEILING: Duration = Duration::from_millis(1);
 
+/// Requests whose I/O takes about as long as that of others of the kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Read,
+    LargeRead,
+    Write,
+    LargeWrite,
+    /// It ends when data are durable.
+    Flush,
+    Other,
+}
+
+impl Kind {
+    /// A read of so many bytes.
+    pub(super) fn of_read(length: u32) -> Self {
+        if length > LARGE { Self::LargeRead } else { Self::Read }
+    }
+
+    /// A write of so many bytes.
+    pub(super) fn of_write(length: u32) -> Self {
+        if length > LARGE { Self::LargeWrite } else { Self::Write }
+    }
+}
+
 /// Moving averages in nanoseconds, one for each kind of request. Approximate when many threads sample.
 #[derive(Default)]
 pub(super) struct Pace([AtomicU32; 6]);
 
 impl Pace {
-    /// Whether the request's I/O is so slow that another thread should receive meanwhile. What was never tried is not.
-    pub(super) fn is_slow(&self, request: &Request) -> bool {
-        self.0[kind(request)].load(Ordering::Relaxed) > WORTH_A_THREAD
+    /// Whether I/O of the kind is so slow that another thread should receive meanwhile. What was never tried is not.
+    pub(super) fn is_slow(&self, kind: Kind) -> bool {
+        self.0[kind as usize].load(Ordering::Relaxed) > WORTH_A_THREAD
     }
 
-    /// The I/O of such a request took so long.
-    pub(super) fn took(&self, request: &Request, time: Duration) {
-        let average = &self.0[kind(request)];
+    /// I/O of the kind took so long.
+    pub(super) fn took(&self, kind: Kind, time: Duration) {
+        let average = &self.0[kind as usize];
         let sample = time.min(CEILING).as_nanos() as u32;
         let before = average.load(Ordering::Relaxed);
         average.store(before - before / WEIGHT + sample / WEIGHT, Ordering::Relaxed);
-    }
-}
-
-fn kind(request: &Request) -> usize {
-    match request.command {
-        _ if request.durable() => 5,
-        command::FLUSH => 5,
-        command::READ => usize::from(request.length > LARGE),
-        command::WRITE => 2 + usize::from(request.length > LARGE),
-        _ => 4,
     }
 }

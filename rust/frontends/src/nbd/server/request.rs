@@ -3,6 +3,7 @@
 use zerocopy::FromBytes;
 
 use super::negotiation::Agreed;
+use super::pace::Kind;
 use crate::nbd::protocol::{self, DEFAULT_MAX_PAYLOAD, REQUEST_MAGIC, command, errno, flag};
 
 /// More data than this are not even skipped: the connection ends.
@@ -65,6 +66,17 @@ impl Request {
     /// Whether its reply waits until what it changed is durable.
     pub(super) fn durable(&self) -> bool {
         self.changes() && self.flags & flag::FUA != 0
+    }
+
+    /// What its I/O takes as long as.
+    pub(super) fn kind(&self) -> Kind {
+        match self.command {
+            _ if self.durable() => Kind::Flush,
+            command::FLUSH => Kind::Flush,
+            command::READ => Kind::of_read(self.length),
+            command::WRITE => Kind::of_write(self.length),
+            _ => Kind::Other,
+        }
     }
 
     /// Whether it may be done as the protocol and the export have it.
