@@ -160,10 +160,15 @@ impl<W, M: Deref<Target = [AtomicU64]>> Gate<W, M> {
         self.map.claim(blocks, u32::MAX)
     }
 
-    /// Waits for blocks that others are copying. `false`: nothing to wait for, all are copied or the gate is closed.
+    /// Waits for blocks that others are copying. `false`: nothing to wait for: all are copied, somebody gave a claim back
+    /// since the caller found none left, or the gate is closed.
     pub fn watch(&self, blocks: BlockRange, waiter: impl FnOnce() -> W) -> bool {
         let mut queue = self.queue.lock();
         let Some(first) = self.map.first_pending(blocks).filter(|_| !queue.closed) else { return false };
+        // A claim that is given back after this look finds the waiter.
+        if self.map.any_unclaimed(blocks) {
+            return false;
+        }
         let ticket = queue.next_ticket();
         queue.park(first, ticket, false, waiter());
         true

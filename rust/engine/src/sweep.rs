@@ -108,10 +108,14 @@ impl<'a> Sweeper<'a> {
                 continue;
             }
             let parker = Parker::of_this_thread();
-            if !self.round.gate.watch(blocks, || Waiter::thread(&parker, None)) {
-                return Ok(self.round.is_active());
+            if self.round.gate.watch(blocks, || Waiter::thread(&parker, None)) {
+                parker.park();
+                continue;
             }
-            parker.park();
+            let active = self.round.is_active();
+            if !active || self.round.gate.map().all_copied(blocks) {
+                return Ok(active);
+            }
         }
     }
 

@@ -107,6 +107,16 @@ fn the_sweep_needs_no_room_and_waits_for_others_claims() {
 }
 
 #[test]
+fn a_sweep_does_not_wait_for_a_block_whose_copy_failed_after_it_looked() {
+    let gate = gate(100, 10, 5, 10);
+    assert_eq!(ask(&gate, run(8, 1), "a"), Decision::Copy(vec![run(8, 1)]));
+    assert_eq!(gate.claim(run(8, 1)), [], "a holds it");
+    assert!(gate.failed(run(8, 1)).is_empty());
+    assert!(!gate.watch(run(8, 1), || "sweep"), "nobody would wake it");
+    assert_eq!(gate.claim(run(8, 1)), [run(8, 1)]);
+}
+
+#[test]
 fn a_closed_gate_lets_everybody_go() {
     let gate = gate(100, 1, 1, 1);
     assert_eq!(ask(&gate, run(0, 1), "a"), Decision::Copy(vec![run(0, 1)]));
