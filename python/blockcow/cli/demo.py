@@ -137,7 +137,9 @@ class _Teller:
                     live.update(self._picture(backup))
                 live.update(self._picture(backup))
             return
-        while not backup.ended(1.0):
+        ended = False
+        while not ended:
+            ended = backup.ended(1.0)
             if self._as_json:
                 print_json("status", backup.status())
             self.line(f"  {shares(backup.block_map(cells))}; {backup.status().suspended_writes} suspended writes")

@@ -183,6 +183,7 @@ class Numbered:
         self._stop.set()
         if kind is not None:
             self._process.kill()
+            self._process.communicate()
             return
         self._thread.join(PATIENCE)
         message = self._process.communicate(timeout=PATIENCE)[1]
@@ -191,14 +192,14 @@ class Numbered:
         assert len(self.acknowledged) == len(self.begun), message
 
     def check(self, held: Sequence[int], before: int, after: int) -> str:
-        """Holds the rows of an image to what was acknowledged before its cut, and begun after it."""
+        """Holds the rows of an image to what was acknowledged before its cut, and begun after it; others may follow."""
         rows = set(held)
-        acknowledged = {number for number, at in self.acknowledged.items() if at < before}
+        acknowledged = {number for number, at in self.acknowledged.copy().items() if at < before}
         lost = sorted(acknowledged - rows)
         assert not lost, (
             f"{len(lost)} of {len(acknowledged)} rows acknowledged before the cut are lost, first {lost[0]}"
         )
-        late = {number for number, at in self.begun.items() if at > after}
+        late = {number for number, at in self.begun.copy().items() if at > after}
         assert not late & rows, f"rows of after the cut are in the image: {sorted(late & rows)[:5]}"
         return f"{len(acknowledged)} rows acknowledged before the cut, {len(late)} begun after it"
 
