@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -52,8 +51,8 @@ class Jam:
         """While the destination hangs. If the daemon cannot end, because its I/O does not, it says so."""
         said = self.there.scratch.blockcow("detach", self.there.name, timeout=ANSWER)
         assert said.returncode == 0 or "hangs. It ends when that does" in said.stderr, said.stderr
-        left = [path for path in self.there.paths if Path("/sys/block", Path(path).name, "loop").exists()]
-        assert left == [], "programs still find the device"
+        left = {*self.there.scratch.loops()} & {*self.there.paths}
+        assert not left, "programs still find the device"
 
     def all_wait(self) -> bool:
         return int(self.figures()["suspended_now"]) >= WRITERS
