@@ -12,11 +12,11 @@ from blockcow._blockcow import BusyError
 from blockcow.cli.progress import Meter, option_progress
 from blockcow.cli.summary import say_end
 from blockcow.cli.values import PLACE, SHARE, SIZE, TIME
-from blockcow.cli.verb import BROKEN, WARNINGS, Interrupted, Verb, VerbFailedError, print_json, say
+from blockcow.cli.verb import BROKEN, WARNINGS, Interrupted, Verb, VerbFailedError, print_json, say, say_error
 from blockcow.cli.watched import Attached, Own, Watched
 from blockcow.consistency import POLICIES
 from blockcow.daemon import folders
-from blockcow.daemon.client import Client
+from blockcow.daemon.client import Client, DaemonGoneError
 from blockcow.device import start_together
 from blockcow.errors import failure
 from blockcow.export import is_uri
@@ -192,6 +192,9 @@ def _ask(
     watched = Attached(Client(folder), name)
     try:
         answer = watched.start({"id": name, "backups": _request(wanted, options)}, hooks)
+    except DaemonGoneError as error:  # it may have begun
+        say_error(error)
+        raise VerbFailedError(BROKEN) from error
     except Interrupted:
         watched.cancel()
         raise

@@ -3,7 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use blockcow_engine::driver::Driver;
 use blockcow_engine::error::{Error, ErrorKind, Result};
@@ -17,6 +18,10 @@ use super::init::{Note, agree};
 use super::mount::{Mounting, unmount};
 use super::session::Session;
 use super::wire::{InHeader, opcode};
+
+/// For so long a file that was closed, or a loop device that was detached, may still count as open.
+const CLOSED_JUST_NOW: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// How a file is exported.
 #[derive(Debug, Clone, Copy)]
@@ -125,12 +130,22 @@ impl Export {
     /// # Errors
     /// `Busy` while the file is open somewhere: it goes on then. `Timeout` if a request does not end.
     pub fn close(&self, timeout: Duration) -> Result<()> {
-        unmount(&self.mountpoint())?;
+        unmount_within(&self.mountpoint(), timeout.min(CLOSED_JUST_NOW))?;
         if self.session.wait(timeout) {
             return Ok(());
         }
         let reason = format!("its requests did not end within {timeout:?}; is the device hanging?");
         Err(Error::new(ErrorKind::Timeout, format!("unmount {}", self.note.mountpoint), reason))
+    }
+}
+
+fn unmount_within(mountpoint: &Path, patience: Duration) -> Result<()> {
+    let until = Instant::now() + patience;
+    loop {
+        match unmount(mountpoint) {
+            Err(error) if error.kind == ErrorKind::Busy && Instant::now() < until => thread::sleep(PAUSE),
+            outcome => return outcome,
+        }
     }
 }
 
