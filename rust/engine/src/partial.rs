@@ -120,9 +120,15 @@ impl PartialFile {
         Ok((Self::new(target, partial, file.as_fd(), role)?, file))
     }
 
+    /// Of a file that has just been created; removes it if its inode cannot be had.
     fn new(target: &Path, partial: PathBuf, file: impl AsFd, role: ErrorKind) -> Result<Self> {
-        let stat = rustix::fs::fstat(file)
-            .map_err(|e| Error::io(role, format!("look at {}", partial.display()), &io::Error::from(e)))?;
+        let stat = rustix::fs::fstat(file).map_err(|e| {
+            let error = Error::io(role, format!("look at {}", partial.display()), &io::Error::from(e));
+            match remove_durably(&partial, role) {
+                Ok(()) => error,
+                Err(left) => error.hint(&format!("and it is left behind, empty: {left}")),
+            }
+        })?;
         Ok(Self { target: target.into(), partial, inode: (stat.st_dev, stat.st_ino), role })
     }
 
