@@ -195,7 +195,7 @@ def _file(
     if node is not None:
         require_idle(node, "container")
         if "container-exists" not in force:
-            advice = "it exists already; remove it, choose another name, or overwrite it with --force container-exists"
+            advice = "it exists already; remove it, choose another name, or let it alone with --force container-exists"
             raise failure(ExistsError, f"create the container {path}", advice)
     return Container("file", path, 0, length)
 

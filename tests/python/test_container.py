@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import blockcow
 from blockcow import BlockcowError, BusyError, ContainerError, ExistsError, NotFoundError
 from blockcow.container import Container, default_size, resolve
 from blockcow.freespace import largest_free
@@ -254,3 +255,11 @@ def test_sizes_in_the_name_exclude_a_container_size(image: Path) -> None:
     for spec in ("memory:1M", "device:0+4K"):
         with pytest.raises(ValueError, match="drop the container size"):
             place(spec, image, size="1M")
+
+
+def test_with_force_a_file_of_the_containers_name_is_let_alone(image: Path, tmp_path: Path) -> None:
+    there = tmp_path / "cow"
+    there.write_bytes(b"precious")
+    options = {"container": there, "dest": tmp_path / "dest", "force": ("container-exists",)}
+    assert blockcow.backup(device=image, **options).status == "complete"  # type: ignore[arg-type]
+    assert there.read_bytes() == b"precious"

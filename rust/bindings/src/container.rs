@@ -51,11 +51,10 @@ pub fn byte_ranges(pairs: &[(u64, u64)]) -> Result<Vec<ByteRange>> {
 
 /// A file that nothing else can reach and that vanishes with its last descriptor, so that no kill leaves it behind.
 fn create(path: &Path, bytes: u64) -> Result<FileStorage> {
-    let storage = FileStorage::create(path, bytes, ErrorKind::Container)?;
     let failed = |operation: &str, error| {
         Error::io(ErrorKind::Container, format!("{operation} the container {}", path.display()), &error)
     };
-    std::fs::remove_file(path).map_err(|error| failed("unlink", error))?;
+    let storage = FileStorage::create_unnamed(path, bytes, ErrorKind::Container)?;
     match storage.allocate() {
         Ok(()) => Ok(storage),
         // A file system that cannot allocate ahead may run out of space later; then the policy applies.

@@ -52,6 +52,22 @@ fn create_makes_a_private_file_of_zeroes_and_never_takes_an_existing_one() {
 }
 
 #[test]
+fn a_file_without_a_name_leaves_nothing_behind_and_takes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("container");
+    std::fs::write(&path, "precious").unwrap();
+    let storage = FileStorage::create_unnamed(&path, 4099, ErrorKind::Container).unwrap();
+    storage.write_at(b"old blocks", 4089).unwrap();
+    let mut found = [1; 4099];
+    storage.read_at(&mut found, 0).unwrap();
+    assert!(found[..4089].iter().all(|&byte| byte == 0) && found[4089..] == *b"old blocks");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    let nowhere = folder.path().join("no/such/folder");
+    assert_eq!(FileStorage::create_unnamed(&nowhere, 1, ErrorKind::Container).unwrap_err().kind, ErrorKind::NotFound);
+}
+
+#[test]
 fn create_leaves_nothing_behind_when_it_fails() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("image");

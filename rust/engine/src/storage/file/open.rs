@@ -70,6 +70,30 @@ impl FileStorage {
             Err(left) => error.hint(&format!("the empty file is left behind ({left})")),
         })
     }
+
+    /// As `create`, but the file is gone with its last descriptor, and a kill leaves nothing behind: it never bears its
+    /// name, unless the file system insists on one, from which it is removed at once.
+    ///
+    /// # Errors
+    /// Those of `create`; where it bears no name, one that is there already is not in its way.
+    pub fn create_unnamed(path: &Path, size: u64, role: ErrorKind) -> Result<Self> {
+        let operation = format!("create {}", path.display());
+        let fail = |error: Errno| os_error(role, &operation, error);
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let flags = OFlags::TMPFILE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+        match rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(buffered) => {
+                rustix::fs::ftruncate(&buffered, size).map_err(fail)?;
+                hold(buffered, None, Access::ReadWrite, false, role, &operation)
+            }
+            Err(Errno::OPNOTSUPP | Errno::ISDIR) => {
+                let storage = Self::create(path, size, role)?;
+                rustix::fs::unlink(path).map_err(fail)?;
+                Ok(storage)
+            }
+            Err(error) => Err(fail(error)),
+        }
+    }
 }
 
 fn hold(
