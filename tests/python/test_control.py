@@ -265,3 +265,20 @@ def test_status_and_a_waiting_backup_live_through_the_death_of_a_worker(attached
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     assert summary_of(stdout).items() >= {"status": "complete", "worker_restarts": 1}.items()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"limit_read": []}, {"block_size": 1.5}, {"ranges": [[1]]}, {"force": 3}, {"manifest": 5}, {"nonsense": 1}, []],
+    ids=str,
+)
+def test_options_of_another_kind_are_refused_as_such(
+    attached: Attach, disk: Path, tmp_path: Path, options: Any
+) -> None:
+    wanted = {"device": str(disk), "container": "memory:1M", "dest": str(tmp_path / "out.img"), "options": options}
+    for path in ("/plan", "/backups"):
+        error = curl(attached, path, "-d", json.dumps({"backups": [wanted]}))["error"]
+        assert (error["kind"], "unexpected" in error["message"]) == ("invalid", False), error
+    for body in ("[]", "3", '{"force": "yes"}'):
+        assert curl(attached, "/detach", "-d", body)["error"]["kind"] == "invalid"
+    assert curl(attached, "/status")["backups"] == []

@@ -8,9 +8,9 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from blockcow._blockcow import BusyError, ExistsError, NotFoundError, StateError
 from blockcow.backup import Backup, cut_together
@@ -31,13 +31,31 @@ _CLEANING_SECONDS = 60.0
 _LEASE_SECONDS = 900.0  # for which a prepared backup waits for its cut
 
 
+class Asked(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The options of `blockcow.Options` as they are typed: what else is sent is refused before anything is done."""
+
+    container_size: str | int | UnsetType | None = UNSET
+    capacity: str | int | UnsetType = UNSET
+    drain: str | int | UnsetType = UNSET
+    cbw_timeout: str | float | UnsetType = UNSET
+    on_cbw_error: str | UnsetType = UNSET
+    consistency: str | UnsetType = UNSET
+    block_size: str | int | UnsetType | None = UNSET
+    limit_read: str | int | UnsetType | None = UNSET
+    ranges: list[tuple[int, int]] | UnsetType | None = UNSET
+    manifest: str | UnsetType | None = UNSET
+    staging_size: str | int | UnsetType | None = UNSET
+    nbd_timeout: str | float | UnsetType = UNSET
+    force: list[str] | UnsetType = UNSET
+
+
 class Wanted(msgspec.Struct, forbid_unknown_fields=True):
-    """What is asked for one device: the options of `blockcow.Options`, as they are typed."""
+    """What is asked for one device."""
 
     device: str
     container: str
     dest: str
-    options: dict[str, Any] = {}
+    options: Asked = msgspec.field(default_factory=Asked)
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True):
@@ -140,7 +158,7 @@ class Backups:
         device = self._served.device(wanted.device)
         place = self._served.place(device)
         others = [loop for loop in self._served.loops() if loop != place.loop]
-        options = {"container": wanted.container, "dest": wanted.dest, **wanted.options}
+        options = {"container": wanted.container, "dest": wanted.dest, **msgspec.to_builtins(wanted.options)}
         return errand.plan(place.device, place.loop, others, self._served.folder.path, options)
 
     @staticmethod

@@ -37,6 +37,12 @@ _GOODBYE = 2  # seconds for answers under way, at the end
 Ending = Callable[[bool], dict[str, Any]]
 
 
+class _Farewell(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /detach``."""
+
+    force: bool = False
+
+
 class _SameUserOnly(H11Protocol):
     """Closes connections of other users before a byte of them is read; the socket's mode keeps out all but root."""
 
@@ -166,7 +172,7 @@ class Control:
 
     async def _end(self, request: HttpRequest) -> Response:
         body = await request.body()
-        return await _attempt(lambda: self._detach(bool(body and json.loads(body).get("force"))))
+        return await _attempt(lambda: self._detach(msgspec.json.decode(body or b"{}", type=_Farewell).force))
 
     async def _renew(self, _request: HttpRequest) -> Response:
         def renew() -> dict[str, Any]:
