@@ -305,8 +305,7 @@ class Backups:
             self._store.drop(kept_as)
             self._traces.forget(part.plan, part.inside, files=not part.hangs)  # what hangs is still to be cleaned up
             if part.left_behind is not None:
-                folder = self._served.folder
-                folder.remember([*folder.leftovers(), part.left_behind])
+                self._served.folder.remember_also(part.left_behind)
 
     def _forget_oldest(self) -> None:
         with self.lock:

@@ -107,6 +107,10 @@ class RunFolder:
         else:
             self._leftovers.unlink(missing_ok=True)
 
+    def remember_also(self, *leftovers: str) -> None:
+        """More that is left."""
+        self.remember([*self.leftovers(), *leftovers])
+
     def write(self, state: State) -> None:
         """Writes the state, whole or not at all."""
         new = self.path / "state.json.new"

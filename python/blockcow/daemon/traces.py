@@ -48,6 +48,8 @@ class Traces:
         with self._lock:
             files = set(state.partials) - {path for plan, _ in kept for path in partials(plan)}
             containers = set(state.containers) - {inside for _, inside in kept}
+        if not files and not containers:
+            return
         for path in files:
             with suppress(OSError):
                 Path(path).unlink(missing_ok=True)
@@ -57,8 +59,7 @@ class Traces:
             state.containers = [path for path in state.containers if path not in containers]
             keep_state(self._served)
             if stay:
-                folder = self._served.folder
-                folder.remember([*folder.leftovers(), *stay])
+                self._served.folder.remember_also(*stay)
 
 
 def partials(plan: Plan) -> list[str]:
