@@ -9,15 +9,14 @@ pub use kept::Kept;
 pub use status::{Cell, Status};
 
 use std::collections::BTreeMap;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{Event, Events};
 use crate::round::Round;
 use crate::state::{Life, State};
 use crate::sweep::Desk;
-use crate::sync::{Arc, Mutex, RwLock};
+use crate::sync::{Arc, Instant, Mutex, RwLock, thread};
 use status::Record;
 
 /// What the threads of a backup need beside what its parts share.

@@ -20,15 +20,13 @@ pub use resume::Remains;
 
 use std::io;
 
-use arc_swap::ArcSwapOption;
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::flights::Flights;
 use crate::geometry::ByteRange;
 use crate::round::Round;
 use crate::state::Life;
 use crate::storage::{Storage, Zeroing};
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, ArcSwapOption, Mutex};
 use crate::waiter::{Outcome, Parker, Waiter, wake_all};
 use passage::{Passage, Passed};
 use request::Crew;

@@ -1,12 +1,12 @@
 //! Events of a backup: suspended writes, drains, changes of state. A bounded queue; what does not fit is counted.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 use serde::Serialize;
 
 use crate::state::State;
-use crate::sync::{AtomicU64, Mutex, Ordering};
+use crate::sync::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError, bounded};
+use crate::sync::{AtomicU64, Instant, Mutex, Ordering};
 
 const QUEUE: usize = 16 << 10;
 
@@ -89,8 +89,8 @@ impl Events {
     pub fn next(&self, timeout: Duration, most: usize) -> Option<Vec<Event>> {
         let first = match self.receiver.recv_timeout(timeout) {
             Ok(event) => event,
-            Err(crossbeam_channel::RecvTimeoutError::Timeout) => return Some(Vec::new()),
-            Err(crossbeam_channel::RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => return Some(Vec::new()),
+            Err(RecvTimeoutError::Disconnected) => return None,
         };
         let mut events = vec![first];
         while events.len() < most {

@@ -1,9 +1,7 @@
 //! What all parts of one backup share: its gate, container, destination, list, counters, and how it ends.
 
 use std::sync::OnceLock;
-use std::time::{Duration, Instant, SystemTime};
-
-use arc_swap::ArcSwapOption;
+use std::time::{Duration, SystemTime};
 
 use crate::container::Container;
 use crate::destination::Destination;
@@ -17,7 +15,7 @@ use crate::list::{BlockList, runs};
 use crate::state::{Life, State};
 use crate::stats::Stats;
 use crate::storage::Storage;
-use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::sync::{Arc, ArcSwapOption, AtomicBool, AtomicU64, Instant, Mutex, Ordering};
 use crate::waiter::{Outcome, Waiter, wake_all};
 
 /// What happens to a program's write when its copy cannot be made in time.
@@ -183,10 +181,15 @@ impl Round {
     pub(crate) fn trespassed(&self, bytes: ByteRange) {
         let reason =
             "a program wrote into the part of the device that holds the container; use one that nothing else uses";
-        self.end(State::Broken, Error::new(ErrorKind::Trespass, "copy before write", reason).at(bytes.start));
-        // Whoever ended it before may not have come to this yet, and the write is about to go.
-        self.record_end();
+        self.broken_by_write(Error::new(ErrorKind::Trespass, "copy before write", reason).at(bytes.start));
         self.container.seal();
+    }
+
+    /// A write is about to go without its copy, and the backup ends. When this returns no other process goes on with it.
+    pub(crate) fn broken_by_write(&self, cause: Error) {
+        self.end(State::Broken, cause);
+        // Whoever ended it before may not have come to this yet.
+        self.record_end();
     }
 
     /// Removes what an unsuccessful backup left at the destination.

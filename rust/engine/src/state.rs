@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::sync::{Condvar, Mutex};
-use std::time::{Duration, Instant};
+use crate::sync::{Condvar, Instant, Mutex};
+use std::time::Duration;
 
 /// How long to wait, after the end of a backup, for I/O that does not come back.
 const CLEAN_UP_PATIENCE: Duration = Duration::from_secs(5);

@@ -1,8 +1,6 @@
 //! Who waits at the gate, and how it is woken: a blocked thread, or a parked request that some thread will resume.
 
-use std::time::Instant;
-
-use crate::sync::{Arc, Condvar, Mutex};
+use crate::sync::{Arc, Condvar, Instant, Mutex};
 
 /// What a woken party is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::thread;
 
 use super::{Outfit, status};
 use crate::error::{Error, ErrorKind, Result};
@@ -11,7 +10,7 @@ use crate::manifest::{Manifest, Particulars};
 use crate::round::Round;
 use crate::state::State;
 use crate::sweep::{Desk, Pace, Plan, Sweeper};
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicU32, Ordering, thread};
 
 /// Takes an active backup to its end.
 pub(super) fn run(round: &Round, outfit: Outfit) {

@@ -1,13 +1,13 @@
 //! The cut: new writes are held, those in flight end, the maps are armed, and all goes on.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use super::Driver;
 use crate::backup::Backup;
 use crate::error::{Error, ErrorKind, Result};
 use crate::round::Cut;
 use crate::state::State;
-use crate::sync::{Arc, MutexGuard, Ordering};
+use crate::sync::{Arc, Instant, MutexGuard, Ordering};
 use crate::waiter::{Parker, Waiter, wake_all};
 
 /// New writes wait and none is in flight, until this is dropped.

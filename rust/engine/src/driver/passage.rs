@@ -1,7 +1,5 @@
 //! A write's way through the driver: counted in, admitted by the gate, copying what it must, or parked.
 
-use std::time::Instant;
-
 use super::{Counters, Driver};
 use crate::copy::copy_before_write;
 use crate::error::{Error, ErrorKind, Result};
@@ -9,8 +7,7 @@ use crate::events::What;
 use crate::gate::{Decision, Ticket};
 use crate::geometry::{BlockRange, ByteRange};
 use crate::round::Round;
-use crate::state::State;
-use crate::sync::Arc;
+use crate::sync::{Arc, Instant};
 use crate::waiter::{Waiter, wake_all};
 
 /// How far a write has come. Whoever holds it may take it further.
@@ -95,6 +92,7 @@ impl Driver {
                     passage.suspend(round, blocks);
                     if let Err(error) = copy_before_write(round, &runs) {
                         self.copy_failed(round, error)?;
+                        break;
                     }
                 }
                 Decision::Wait { drain_begins } => {
@@ -115,10 +113,10 @@ impl Driver {
         Ok(Passed::Go)
     }
 
-    /// Copying before a write failed: the policy decides between the write and the backup.
+    /// Copying before a write failed: the policy decides between the write, which then goes uncopied, and the backup.
     fn copy_failed(&self, round: &Round, error: Error) -> Result<()> {
         if !round.policy.fail_write {
-            round.end(State::Broken, error);
+            round.broken_by_write(error);
             return Ok(());
         }
         wake_all(self.flights.leave());

@@ -2,16 +2,14 @@
 
 use std::borrow::Cow;
 use std::io;
-use std::thread;
-
-use crossbeam_channel::{Sender, unbounded};
 
 use super::passage::{Passage, Passed};
 use super::{Driver, device_error};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::ByteRange;
 use crate::storage::Zeroing;
-use crate::sync::{Arc, Mutex};
+use crate::sync::channel::{Sender, unbounded};
+use crate::sync::{Arc, Mutex, thread};
 use crate::waiter::{Outcome, Waiter};
 
 /// Threads that resume parked requests. They do I/O and never wait at the gate.

@@ -5,7 +5,7 @@
 //! staging; else it is zero.
 
 use std::os::fd::OwnedFd;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use super::Driver;
 use super::assemble::{Blueprint, Housing};
@@ -23,7 +23,7 @@ use crate::round::{Cut, Round};
 use crate::state::State;
 use crate::storage::{FileStorage, SectionStorage, Storage};
 use crate::sweep::Desk;
-use crate::sync::{Arc, Ordering};
+use crate::sync::{Arc, Instant, Ordering};
 
 const OPERATION: &str = "go on with the backup";
 

@@ -4,11 +4,11 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Alignment, Storage, Zeroing};
 use crate::geometry::ByteRange;
-use crate::sync::{Arc, Condvar, Mutex};
+use crate::sync::{Arc, Condvar, Instant, Mutex};
 
 /// A storage that takes writes no faster than told. Reads, zeroes, discards and syncs pass at full speed.
 pub struct ThrottledStorage {

@@ -1,10 +1,10 @@
 //! The limit on the rate at which the sweep reads the device, `--limit-read`. Drains are not held up by it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::round::Round;
 use crate::state::State;
-use crate::sync::Mutex;
+use crate::sync::{Instant, Mutex};
 
 /// A rate in bytes a second, shared by all sweepers.
 pub struct Pace {

@@ -1,9 +1,7 @@
 //! The fuzz targets on their committed corpus, and on mutations of it. Longer runs: `fuzz/README.md`.
 
-use std::fs;
-use std::path::Path;
-
 use blockcow_frontends::nbd::server::fuzzing::{fuzz_negotiation, fuzz_requests};
+use blockcow_proof::corpus;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -61,13 +59,6 @@ fn mutate(seed: &mut Vec<u8>, mutation: &Mutation, corpus: &[Vec<u8>]) {
             seed.extend_from_slice(&other[near(at, other.len())..]);
         }
     }
-}
-
-fn corpus(target: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
-    let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.sort();
-    paths.iter().map(|path| fs::read(path).unwrap()).collect()
 }
 
 fn run(target: &str, fuzz: fn(&[u8])) {

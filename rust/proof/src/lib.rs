@@ -1,0 +1,7 @@
+//! What the proving tests share: each counts what it tried and found, and leaves a record that `scripts/proof.py` sums up.
+
+mod corpus;
+mod tally;
+
+pub use corpus::corpus;
+pub use tally::Tally;
