@@ -219,4 +219,6 @@ impl<W, M: Deref<Target = [AtomicU64]>> Gate<W, M> {
 }
 
 #[cfg(test)]
+mod explore;
+#[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! The gate's account of the container's space: how many blocks it holds, and when it drains. Numbers only.
 
 /// Space in blocks: slots of the container, and places in the staging area before it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Room {
     /// Blocks that the container holds, wherever they are.
     pub slots: u32,
@@ -10,7 +10,7 @@ pub struct Room {
 }
 
 /// The limits that the user set, in blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// The selected capacity: at so many blocks, writes that need a slot wait.
     pub capacity: u32,
@@ -28,7 +28,7 @@ impl Limits {
 }
 
 /// Reservations and blocks held, against the limits.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Ledger {
     limits: Limits,
     used: Room,
@@ -108,5 +108,10 @@ impl Ledger {
     /// Whether the drain order should be used: a drain is on, or the soft mark is reached.
     pub fn wants_drain(&self) -> bool {
         self.draining || self.used.slots >= self.limits.soft_mark()
+    }
+
+    #[cfg(test)]
+    pub(super) fn forget_counts(&mut self) {
+        (self.peak, self.drains) = (0, 0);
     }
 }
