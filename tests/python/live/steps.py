@@ -155,6 +155,7 @@ class Tracer:
         self._inside: dict[int, str] = {}
         self.alive: set[int] = set()
         """All processes and threads under the tracer."""
+        self.program_ended = threading.Event()
 
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> threading.Thread:
         """Runs it on a thread of its own, which ends when the last process under the tracer has ended."""
@@ -185,6 +186,7 @@ class Tracer:
                 self._inside.pop(pid, None)
                 if pid == child:
                     self.run.status = os.waitstatus_to_exitcode(status)
+                    self.program_ended.set()
             else:
                 self.alive.add(pid)
                 self._stopped(pid, status)
