@@ -17,6 +17,8 @@ pub mod geometry;
 mod journal;
 pub mod list;
 pub mod manifest;
+#[doc(hidden)]
+pub mod mutant;
 mod partial;
 pub mod restore;
 mod round;

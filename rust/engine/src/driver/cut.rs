@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use super::Driver;
 use crate::backup::Backup;
 use crate::error::{Error, ErrorKind, Result};
+use crate::mutant::planted;
 use crate::round::Cut;
 use crate::state::State;
 use crate::sync::{Arc, Instant, MutexGuard, Ordering};
@@ -76,6 +77,9 @@ fn hold_arm_start(group: &[(&Driver, &Backup)], timeout: Duration) -> Result<Dur
     }
     for (hold, (_, backup)) in holds.iter().zip(&ordered) {
         hold.arm(backup)?;
+        if planted("group-is-cut-one-by-one") {
+            wake_all(hold.driver.flights.release());
+        }
     }
     drop(holds);
     let held = since.elapsed();
@@ -121,6 +125,8 @@ impl Hold<'_> {
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
-        wake_all(self.driver.flights.release());
+        if !planted("hold-stays") {
+            wake_all(self.driver.flights.release());
+        }
     }
 }
