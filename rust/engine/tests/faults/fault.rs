@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::kernel::{Call, Fate, Kind, Watch};
 
@@ -80,6 +82,8 @@ pub struct Injector {
     /// How often each thread changed the device.
     changed: HashMap<u32, usize>,
     publishing: bool,
+    /// Said when the fault strikes.
+    pub hit: Arc<AtomicBool>,
 }
 
 impl Injector {
@@ -93,6 +97,7 @@ impl Injector {
             unknown: Vec::new(),
             changed: HashMap::new(),
             publishing: false,
+            hit: Arc::default(),
         }
     }
 
@@ -137,6 +142,7 @@ impl Watch for Injector {
             self.publishing |= call.kind == Kind::Remove && call.path.ends_with("image.manifest");
             return Fate::Go;
         }
+        self.hit.store(true, Ordering::Relaxed);
         let Call { kind, number, thread, .. } = *call;
         let (path, before_the_cut) = (call.path.to_path_buf(), self.changed.is_empty());
         let publishing = self.publishing;

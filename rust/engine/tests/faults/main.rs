@@ -22,6 +22,7 @@ use run::{Scene, Target};
 const FRESH: Scene = Scene { inside: false, target: Target::Fresh, fail_write: false };
 const OLDER: Scene = Scene { inside: true, target: Target::Older, fail_write: false };
 const IN_PLACE: Scene = Scene { inside: false, target: Target::InPlace, fail_write: false };
+const IN_PLACE_OLDER: Scene = Scene { target: Target::InPlaceOlder, ..IN_PLACE };
 const FAIL_WRITE: Scene = Scene { fail_write: true, ..FRESH };
 
 /// The one of the first scene, and of every part of the others, that costs seconds.
@@ -29,7 +30,7 @@ const FAIL_WRITE: Scene = Scene { fail_write: true, ..FRESH };
 fn a_few_operations_fail() {
     let tally = Tally::new("nth-fault", "a_few_operations_fail", 100);
     let mut plan = Plan::new(&tally);
-    for scene in [FRESH, OLDER, IN_PLACE, FAIL_WRITE] {
+    for scene in [FRESH, OLDER, IN_PLACE, IN_PLACE_OLDER, FAIL_WRITE] {
         plan.errors(scene, &[libc::EIO], 149);
     }
     plan.shorts(FRESH, 401);
@@ -43,10 +44,10 @@ fn every_operation_fails() {
     let mut plan = Plan::new(&tally);
     plan.errors(FRESH, &ERRNOS, 1);
     plan.shorts(FRESH, 1);
-    for scene in [OLDER, IN_PLACE] {
-        plan.errors(scene, &[libc::EIO], 7);
-        plan.shorts(scene, 31);
+    for scene in [OLDER, IN_PLACE, IN_PLACE_OLDER] {
+        plan.errors(scene, &[libc::EIO], 11);
+        plan.shorts(scene, 61);
     }
-    plan.errors(FAIL_WRITE, &[libc::EIO], 5);
+    plan.errors(FAIL_WRITE, &[libc::EIO], 9);
     plan.run();
 }

@@ -145,22 +145,32 @@ impl Case<'_> {
         if self.scene.target == Target::Older {
             hold(publishing || manifest.exists() && image.exists(), || "the older backup is gone".into())?;
         }
-        if manifest.exists() {
-            hold(self.scene.target == Target::Older, || "a manifest, and no complete backup".into())?;
-            same(&fs::read(&manifest).unwrap(), self.older.manifest.as_ref().unwrap(), "the older manifest")?;
-            same(&fs::read(&image).unwrap(), &self.older.image, "the older image")?;
-        }
         if self.fault.place == Place::Destination && self.may_leave(struck) {
-            return Ok(());
+            // What cannot be removed is right at least, if it calls itself complete.
+            return if manifest.exists() { self.older_is_there().or_else(|_| self.whole()) } else { Ok(()) };
+        }
+        if manifest.exists() {
+            let older = matches!(self.scene.target, Target::Older | Target::InPlaceOlder);
+            hold(older, || "a manifest, and no complete backup".into())?;
+            self.older_is_there()?;
         }
         if image.exists() && self.scene.target == Target::Older {
             same(&fs::read(&image).unwrap(), &self.older.image, "the older image")?;
         }
         self.nothing_but(match self.scene.target {
             Target::Fresh => &[],
-            Target::Older => &["image", "image.manifest"],
+            Target::Older | Target::InPlaceOlder => &["image", "image.manifest"],
             Target::InPlace => &["image"],
         })
+    }
+
+    fn older_is_there(&self) -> Verdict {
+        same(
+            &fs::read(manifest_in(self.folder)).unwrap(),
+            self.older.manifest.as_ref().unwrap(),
+            "the older manifest",
+        )?;
+        same(&fs::read(image_in(self.folder)).unwrap(), &self.older.image, "the older image")
     }
 
     /// Whether what was made could not be removed: it cannot be looked at or removed any more.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use blockcow_engine::destination::manifest_path_for;
@@ -22,6 +22,8 @@ pub const ERRNOS: [i32; 3] = [libc::EIO, libc::ENOSPC, libc::ETIMEDOUT];
 const AT_A_TIME: usize = 2;
 /// After one of so many backups that broke, another is made in the same place.
 const NEXT_AFTER: u64 = 16;
+/// At one of so many operations, the place is gone for good as well.
+const GONE_AFTER: u64 = 8;
 /// After so many broken promises nothing more is tried.
 const ENOUGH: usize = 20;
 
@@ -58,7 +60,7 @@ impl<'a> Plan<'a> {
                         self.faults.push((scene, Fault { place, nth, what, lasting }));
                     }
                 }
-                if nth % 4 == 1 {
+                if nth % GONE_AFTER == 1 {
                     let (what, lasting) = (What::Errno(errnos[0]), Lasting::All);
                     self.faults.push((scene, Fault { place, nth, what, lasting }));
                 }
@@ -127,7 +129,8 @@ impl Grounds {
             fs::create_dir(folder.join(place.folder())).unwrap();
         }
         write_sparse(&device_in(&folder), &old);
-        let outcome = backup(&folder, Scene { inside: false, target: Target::Fresh, fail_write: false });
+        let scene = Scene { inside: false, target: Target::Fresh, fail_write: false };
+        let outcome = backup(&folder, scene, &AtomicBool::new(false));
         assert!(is_complete(&outcome), "{:?}", outcome.end);
         let older = Whole { image: image_of(&old), manifest: Some(fs::read(manifest_in(&folder)).unwrap()) };
         let contents = contents(2);
@@ -149,6 +152,10 @@ impl Grounds {
             Target::Older => self.link(&image_in(folder.path())),
             // What is not overwritten with the image would be seen in it.
             Target::InPlace => write_sparse(&image_in(folder.path()), &self.contents),
+            Target::InPlaceOlder => {
+                write_sparse(&image_in(folder.path()), &self.older.image);
+                fs::write(manifest_in(folder.path()), self.older.manifest.as_ref().unwrap()).unwrap();
+            }
         }
         folder
     }
@@ -160,8 +167,7 @@ impl Grounds {
 
     fn without_fault(&self, scene: Scene) -> Injector {
         let folder = self.lay(scene);
-        let path = folder.path().to_owned();
-        let (outcome, seen) = watched(Injector::new(folder.path(), None), move || backup(&path, scene));
+        let (outcome, seen) = watched_backup(folder.path(), scene, None);
         assert!(is_complete(&outcome), "{:?}", outcome.end);
         let calls = seen.calls();
         assert!(calls.iter().sum::<u64>() >= 2000, "{calls:?} are not 2,000 operations");
@@ -171,8 +177,7 @@ impl Grounds {
     /// One run. Whether the fault struck; it does not if the run had fewer operations than the one that was counted.
     fn attempt(&self, scene: Scene, fault: Fault) -> Result<bool, String> {
         let folder = self.lay(scene);
-        let path = folder.path().to_owned();
-        let (outcome, seen) = watched(Injector::new(folder.path(), Some(fault)), move || backup(&path, scene));
+        let (outcome, seen) = watched_backup(folder.path(), scene, Some(fault));
         let (contents, expected, older) = (&self.contents[..], &self.expected, &self.older);
         let case = Case { folder: folder.path(), scene, fault, contents, expected, older };
         case.judge(&outcome, &seen)?;
@@ -183,6 +188,12 @@ impl Grounds {
     }
 }
 
+fn watched_backup(folder: &Path, scene: Scene, fault: Option<Fault>) -> (Outcome, Injector) {
+    let (injector, path) = (Injector::new(folder, fault), folder.to_owned());
+    let hit = injector.hit.clone();
+    watched(injector, move || backup(&path, scene, &hit))
+}
+
 fn is_complete(outcome: &Outcome) -> bool {
     matches!(outcome.end, Ok((State::Complete, _)))
 }
@@ -190,7 +201,7 @@ fn is_complete(outcome: &Outcome) -> bool {
 /// Whatever broke the last backup, the next one of the same device to the same place is complete.
 fn next_works(folder: &Path, scene: Scene) -> Result<(), String> {
     let expected = image_of(&fs::read(device_in(folder)).unwrap());
-    let outcome = backup(folder, scene);
+    let outcome = backup(folder, scene, &AtomicBool::new(true));
     match fs::read(image_in(folder)) {
         Ok(image) if is_complete(&outcome) && image == expected => Ok(()),
         _ => Err(format!("the next backup: {:?}", outcome.end)),

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use blockcow_engine::Policy;
@@ -32,7 +33,7 @@ const CAPACITY: u64 = 128 << 10;
 const RATE: u64 = 64 << 20;
 const WRITERS: u64 = 3;
 const WRITES: u64 = 450;
-const AFTER_THE_BREAK: u64 = 30;
+const ONCE_ENOUGH: u64 = 30;
 
 /// What kind of backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +53,8 @@ pub enum Target {
     Older,
     /// Something that is written in place, as a block device is.
     InPlace,
+    /// The same with an older backup on it, that is to be overwritten.
+    InPlaceOlder,
 }
 
 /// A write of a program.
@@ -122,13 +125,13 @@ pub fn image_in(folder: &Path) -> PathBuf {
     folder.join("destination/image")
 }
 
-/// Backs the device up while three writers do their writes, and lets everything go.
-pub fn backup(folder: &Path, scene: Scene) -> Outcome {
+/// Backs the device up while three writers do their writes, few of them once `enough` is said, and lets everything go.
+pub fn backup(folder: &Path, scene: Scene, enough: &AtomicBool) -> Outcome {
     match prepared(folder, scene) {
         Err(error) => Outcome { end: Err(error), writers: Vec::new() },
         Ok((driver, backup)) => {
             let Err(error) = driver.cut(&backup, PATIENCE) else {
-                let writers = write_all(&driver, &backup);
+                let writers = write_all(&driver, &|| enough.load(Ordering::Relaxed) || backup.state() == State::Broken);
                 assert!(backup.wait(Some(PATIENCE)), "hangs: {:?}", backup.status());
                 return Outcome { end: Ok((backup.state(), backup.cause())), writers };
             };
@@ -150,11 +153,11 @@ fn prepared(folder: &Path, scene: Scene) -> Result<(Arc<Driver>, Backup), Error>
     let destination = match scene.target {
         Target::Fresh => Destination::file(&image, &manifest_path_for(&image), SIZE, false)?,
         Target::Older => Destination::file(&image, &manifest_path_for(&image), SIZE, true)?,
-        Target::InPlace => {
+        Target::InPlace | Target::InPlaceOlder => {
             let storage: Arc<dyn Storage> =
                 Arc::new(FileStorage::open(&image, Access::ReadWrite, ErrorKind::Destination)?);
             let name = image.display().to_string();
-            Destination::storage(storage, name, &manifest_path_for(&image), SIZE, false)?
+            Destination::storage(storage, name, &manifest_path_for(&image), SIZE, scene.target == Target::InPlaceOlder)?
         }
     };
     let driver = Driver::new(Arc::new(device));
@@ -175,17 +178,16 @@ fn prepared(folder: &Path, scene: Scene) -> Result<(Arc<Driver>, Backup), Error>
     Ok((driver, backup))
 }
 
-fn write_all(driver: &Driver, backup: &Backup) -> Vec<Writer> {
+fn write_all(driver: &Driver, enough: &(dyn Fn() -> bool + Sync)) -> Vec<Writer> {
     thread::scope(|scope| {
-        let begin = |writer| scope.spawn(move || write_some(driver, backup, writer));
+        let begin = |writer| scope.spawn(move || write_some(driver, enough, writer));
         let writers: Vec<_> = (0..WRITERS).map(begin).collect();
         writers.into_iter().map(|writer| writer.join().unwrap()).collect()
     })
 }
 
-/// Writes to every third page of what is listed, from the end, where the sweep comes last. A few writes after the backup
-/// broke are as good as many.
-fn write_some(driver: &Driver, backup: &Backup, writer: u64) -> Writer {
+/// Writes to every third page of what is listed, from the end, where the sweep comes last.
+fn write_some(driver: &Driver, enough: &dyn Fn() -> bool, writer: u64) -> Writer {
     let mut chance = Chance::new(writer + 1);
     let pages = SIZE / EXTENT * LISTED / PAGE;
     let write = |index: u64| {
@@ -203,9 +205,9 @@ fn write_some(driver: &Driver, backup: &Backup, writer: u64) -> Writer {
         Write { range, data, outcome }
     };
     let thread = rustix::thread::gettid().as_raw_nonzero().get() as u32;
-    let mut more = AFTER_THE_BREAK;
+    let mut more = ONCE_ENOUGH;
     let goes_on = |_: &u64| {
-        more -= u64::from(backup.state() == State::Broken);
+        more -= u64::from(enough());
         more > 0
     };
     Writer { thread, writes: (0..WRITES).take_while(goes_on).map(write).collect() }
