@@ -31,8 +31,10 @@ fn a_few_operations_fail() {
     let tally = Tally::new("nth-fault", "a_few_operations_fail", 100);
     let mut plan = Plan::new(&tally);
     for scene in [FRESH, OLDER, IN_PLACE, IN_PLACE_OLDER, FAIL_WRITE] {
-        plan.errors(scene, &[libc::EIO], 149);
+        plan.errors(scene, &[libc::EIO], 199);
     }
+    plan.publishing(FRESH, libc::EIO);
+    plan.publishing(OLDER, libc::ENOSPC);
     plan.shorts(FRESH, 401);
     plan.run();
 }

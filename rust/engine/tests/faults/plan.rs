@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::fault::{Fault, Injector, Lasting, Place, What};
 use crate::kernel::watched;
 use crate::oracle::{Case, Whole, manifest_in};
-use crate::rig::folder_in_memory;
+use crate::rig::{Chance, folder_in_memory};
 use crate::run::{Outcome, Scene, Target, backup, contents, device_in, image_in, image_of, write_sparse};
 
 pub const ERRNOS: [i32; 3] = [libc::EIO, libc::ENOSPC, libc::ETIMEDOUT];
@@ -22,6 +22,8 @@ pub const ERRNOS: [i32; 3] = [libc::EIO, libc::ENOSPC, libc::ETIMEDOUT];
 const AT_A_TIME: usize = 2;
 /// After one of so many backups that broke, another is made in the same place.
 const NEXT_AFTER: u64 = 16;
+/// The last so many operations on the destination have to do with names and manifests.
+const PUBLISHING: u64 = 40;
 /// At one of so many operations, the place is gone for good as well.
 const GONE_AFTER: u64 = 8;
 /// After so many broken promises nothing more is tried.
@@ -68,6 +70,16 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// This error once, at each of the operations that publish.
+    pub fn publishing(&mut self, scene: Scene, errno: i32) {
+        let [.., calls] = self.grounds.without_fault(scene).calls();
+        let place = Place::Destination;
+        self.faults.extend(
+            (calls - PUBLISHING..=calls)
+                .map(|nth| (scene, Fault { place, nth, what: What::Errno(errno), lasting: Lasting::Once })),
+        );
+    }
+
     /// Short transfers, one and all from then on of its kind.
     pub fn shorts(&mut self, scene: Scene, step: usize) {
         let transfers = self.grounds.without_fault(scene).transfers;
@@ -84,7 +96,10 @@ impl<'a> Plan<'a> {
     ///
     /// # Panics
     /// If a promise did not hold.
-    pub fn run(self) {
+    pub fn run(mut self) {
+        // What is found is found early.
+        let mut chance = Chance::new(1);
+        self.faults.sort_by_cached_key(|_| chance.next());
         let (next, found) = (AtomicUsize::new(0), AtomicUsize::new(0));
         thread::scope(|scope| {
             for worker in 0..AT_A_TIME {

@@ -1,6 +1,7 @@
 //! Power cuts: the system calls of whole backups are recorded, and from each beginning of the record the disks are made
 //! that a power cut may leave there. On each, what bears a final name is whole, and `verify` is right about it.
 
+mod device;
 mod disk;
 #[path = "../storage/disks.rs"]
 #[allow(dead_code, reason = "each test binary uses its own part of the disks")]
@@ -87,7 +88,29 @@ fn try_record(tally: &Tally, target: Target, seed: u64, chances: u64) {
         }
     }
     tally.executed(cuts);
+    let lies = try_a_liar(&record, &mut judge, chances, &mut chance);
+    tally.executed(lies.unwrap_or_else(|reason| panic!("{target:?} seed {seed}: {reason}")));
     println!("{target:?} {seed}: {} steps, {cuts} disks, {} verified", record.ops.len(), judge.verified);
+}
+
+/// The same on a disk that says that files are durable when they are not. That nothing half bears a final name there is not
+/// promised; but whole is what `verify` says it is. Returns how many disks were tried.
+fn try_a_liar(record: &Record, judge: &mut Judge, chances: u64, chance: &mut Chance) -> Result<u64, String> {
+    let mut disk = Disk::new(record.before.clone(), true);
+    let mut cuts = 0;
+    for (step, op) in record.ops.iter().enumerate() {
+        disk.take(op);
+        let last = step + 1 == record.ops.len();
+        let singles = if last { (0..disk.pending()).step_by(16 / chances as usize).collect() } else { Vec::new() };
+        let some = if record.stage(step + 1) == Stage::Before { 0 } else { chances };
+        let survivals =
+            singles.into_iter().map(Survival::AllBut).chain((0..some).map(|_| Survival::Chance(chance.next())));
+        for survival in survivals {
+            judge.judge_a_liar(&disk.cut(survival)).map_err(|reason| format!("{survival:?} after {step}: {reason}"))?;
+            cuts += 1;
+        }
+    }
+    Ok(cuts)
 }
 
 /// What may be left of the changes that are not durable: all if they are few, else each lost and each alone before a step
