@@ -1,6 +1,7 @@
 //! One fault: the nth call on one of the three places fails, or is cut short, once or from then on. Also counts, without.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,7 +57,6 @@ pub struct Fault {
 }
 
 /// A call that the fault struck.
-#[derive(Debug)]
 pub struct Struck {
     pub kind: Kind,
     pub thread: u32,
@@ -68,6 +68,12 @@ pub struct Struck {
     pub before_the_cut: bool,
     /// Whether the older backup's manifest had been removed by then, as it is before names change.
     pub publishing: bool,
+}
+
+impl fmt::Display for Struck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a {:?} that failed (system call {}, {})", self.kind, self.number, self.path.display())
+    }
 }
 
 /// Counts the calls on each place, and makes the fault happen.

@@ -31,11 +31,11 @@ fn a_few_operations_fail() {
     let tally = Tally::new("nth-fault", "a_few_operations_fail", 100);
     let mut plan = Plan::new(&tally);
     for scene in [FRESH, OLDER, IN_PLACE, IN_PLACE_OLDER, FAIL_WRITE] {
-        plan.errors(scene, &[libc::EIO], 199);
+        plan.errors(scene, &[libc::EIO], 6);
     }
     plan.publishing(FRESH, libc::EIO);
     plan.publishing(OLDER, libc::ENOSPC);
-    plan.shorts(FRESH, 401);
+    plan.shorts(FRESH, 6);
     plan.run();
 }
 
@@ -44,12 +44,12 @@ fn a_few_operations_fail() {
 fn every_operation_fails() {
     let tally = Tally::new("nth-fault", "every_operation_fails", 16_000);
     let mut plan = Plan::new(&tally);
-    plan.errors(FRESH, &ERRNOS, 1);
-    plan.shorts(FRESH, 1);
+    plan.errors(FRESH, &ERRNOS, u64::MAX);
+    plan.shorts(FRESH, u64::MAX);
     for scene in [OLDER, IN_PLACE, IN_PLACE_OLDER] {
-        plan.errors(scene, &[libc::EIO], 11);
-        plan.shorts(scene, 61);
+        plan.errors(scene, &[libc::EIO], 60);
+        plan.shorts(scene, 20);
     }
-    plan.errors(FAIL_WRITE, &[libc::EIO], 9);
+    plan.errors(FAIL_WRITE, &[libc::EIO], 100);
     plan.run();
 }

@@ -46,7 +46,7 @@ impl Case<'_> {
         hold(open.is_empty(), || format!("still open: {open:?}"))?;
         self.device(outcome)?;
         self.programs(outcome, &seen.struck)?;
-        let left = self.names_beside_those_before();
+        let left = self.half_done();
         match &outcome.end {
             Ok((State::Complete, _)) => {
                 self.nothing_was_swallowed(outcome, &seen.struck)?;
@@ -121,7 +121,7 @@ impl Case<'_> {
                 || self.scene.fail_write && self.fault.place == Place::Container && call.kind == Kind::Write
         };
         match struck.iter().find(|call| !harmless(call)) {
-            Some(call) if self.fault.what != What::Short => Err(format!("complete in spite of {call:?}")),
+            Some(call) if self.fault.what != What::Short => Err(format!("complete in spite of {call}")),
             _ => Ok(()),
         }
     }
@@ -192,7 +192,7 @@ impl Case<'_> {
         hold(!stray && kept && container.is_empty(), || format!("{found:?} {container:?} instead of {expected:?}"))
     }
 
-    fn names_beside_those_before(&self) -> Vec<String> {
+    fn half_done(&self) -> Vec<String> {
         let found = names(&self.folder.join(Place::Destination.folder()));
         found.into_iter().filter(|name| name.ends_with(".partial")).collect()
     }

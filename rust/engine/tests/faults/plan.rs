@@ -51,11 +51,12 @@ impl<'a> Plan<'a> {
         Self { tally, grounds: Grounds::new(), faults: Vec::new() }
     }
 
-    /// These errors, once, for all of the same kind, and, of the first of them, for all from then on.
-    pub fn errors(&mut self, scene: Scene, errnos: &[i32], step: usize) {
+    /// These errors, once and for all of the same kind, at so many operations of each place at the most; here and there the
+    /// first of them for all from then on.
+    pub fn errors(&mut self, scene: Scene, errnos: &[i32], most: u64) {
         let calls = self.grounds.without_fault(scene).calls();
         for (place, calls) in Place::ALL.into_iter().zip(calls) {
-            for nth in (1..=calls).step_by(step) {
+            for nth in some_of(calls, most) {
                 for &errno in errnos {
                     let what = What::Errno(errno);
                     for lasting in [Lasting::Once, Lasting::Kind] {
@@ -80,11 +81,11 @@ impl<'a> Plan<'a> {
         );
     }
 
-    /// Short transfers, one and all from then on of its kind.
-    pub fn shorts(&mut self, scene: Scene, step: usize) {
+    /// Short transfers, one and all from then on of its kind, beginning at so many of each place at the most.
+    pub fn shorts(&mut self, scene: Scene, most: u64) {
         let transfers = self.grounds.without_fault(scene).transfers;
         for (place, transfers) in Place::ALL.into_iter().zip(transfers) {
-            for nth in (1..=transfers).step_by(step) {
+            for nth in some_of(transfers, most) {
                 for lasting in [Lasting::Once, Lasting::Kind] {
                     self.faults.push((scene, Fault { place, nth, what: What::Short, lasting }));
                 }
@@ -123,6 +124,11 @@ impl<'a> Plan<'a> {
         });
         assert_eq!(found.into_inner(), 0, "promises that did not hold");
     }
+}
+
+/// Numbers from 1 on, evenly.
+fn some_of(count: u64, most: u64) -> impl Iterator<Item = u64> {
+    (1..=count).step_by(count.div_ceil(most).max(1) as usize)
 }
 
 /// Runs on one processor from now on, with all threads that it starts: calls are handed over several times faster where no
@@ -182,7 +188,7 @@ impl Grounds {
 
     fn without_fault(&self, scene: Scene) -> Injector {
         let folder = self.lay(scene);
-        let (outcome, seen) = watched_backup(folder.path(), scene, None);
+        let (outcome, seen) = watched_backup(folder.path(), scene, None).unwrap();
         assert!(is_complete(&outcome), "{:?}", outcome.end);
         let calls = seen.calls();
         assert!(calls.iter().sum::<u64>() >= 2000, "{calls:?} are not 2,000 operations");
@@ -192,7 +198,7 @@ impl Grounds {
     /// One run. Whether the fault struck; it does not if the run had fewer operations than the one that was counted.
     fn attempt(&self, scene: Scene, fault: Fault) -> Result<bool, String> {
         let folder = self.lay(scene);
-        let (outcome, seen) = watched_backup(folder.path(), scene, Some(fault));
+        let (outcome, seen) = watched_backup(folder.path(), scene, Some(fault))?;
         let (contents, expected, older) = (&self.contents[..], &self.expected, &self.older);
         let case = Case { folder: folder.path(), scene, fault, contents, expected, older };
         case.judge(&outcome, &seen)?;
@@ -203,7 +209,7 @@ impl Grounds {
     }
 }
 
-fn watched_backup(folder: &Path, scene: Scene, fault: Option<Fault>) -> (Outcome, Injector) {
+fn watched_backup(folder: &Path, scene: Scene, fault: Option<Fault>) -> Result<(Outcome, Injector), String> {
     let (injector, path) = (Injector::new(folder, fault), folder.to_owned());
     let hit = injector.hit.clone();
     watched(injector, move || backup(&path, scene, &hit))

@@ -32,7 +32,7 @@ const CAPACITY: u64 = 128 << 10;
 /// So slow a sweep that writers must copy: an extent in 8 ms, unless there is a drain.
 const RATE: u64 = 64 << 20;
 const WRITERS: u64 = 3;
-const WRITES: u64 = 450;
+const WRITES: u64 = 470;
 const ONCE_ENOUGH: u64 = 30;
 
 /// What kind of backup.

@@ -47,9 +47,12 @@ pub trait Watch: Send + 'static {
 /// Does a piece of work whose calls, and those of all threads that it starts, come by `watch`. Returns when all of these
 /// threads have ended.
 ///
-/// # Panics
-/// If it hangs or panics.
-pub fn watched<T: Send + 'static, W: Watch>(watch: W, work: impl FnOnce() -> T + Send + 'static) -> (T, W) {
+/// # Errors
+/// What hangs or panicked. What hangs is left to itself.
+pub fn watched<T: Send + 'static, W: Watch>(
+    watch: W,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<(T, W), String> {
     let (seat, taken) = channel();
     let (done, ended) = channel();
     let (over, last) = channel();
@@ -68,15 +71,15 @@ pub fn watched<T: Send + 'static, W: Watch>(watch: W, work: impl FnOnce() -> T +
         }
         let _ = over.send(seat.watch);
     });
-    let outcome = ended.recv_timeout(PATIENCE).unwrap_or_else(|error| give_up(error, "the work"));
-    let watch = last.recv_timeout(PATIENCE).unwrap_or_else(|error| give_up(error, "a thread that the work started"));
-    (outcome, watch)
+    let outcome = ended.recv_timeout(PATIENCE).map_err(|error| format!("the work {}", how(error)))?;
+    let watch = last.recv_timeout(PATIENCE).map_err(|error| format!("a thread that it started {}", how(error)))?;
+    Ok((outcome, watch))
 }
 
-fn give_up(error: RecvTimeoutError, what: &str) -> ! {
+fn how(error: RecvTimeoutError) -> &'static str {
     match error {
-        RecvTimeoutError::Timeout => panic!("{what} hangs"),
-        RecvTimeoutError::Disconnected => panic!("{what} panicked"),
+        RecvTimeoutError::Timeout => "hangs",
+        RecvTimeoutError::Disconnected => "panicked",
     }
 }
 

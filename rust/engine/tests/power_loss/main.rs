@@ -49,7 +49,7 @@ fn after_a_power_cut_at_some_steps_nothing_half_is_taken_for_whole() {
 #[test]
 #[ignore = "run by make proof"]
 fn after_any_power_cut_nothing_half_is_taken_for_whole() {
-    let tally = Tally::new("power-loss", "after_any_power_cut_nothing_half_is_taken_for_whole", 50_000);
+    let tally = Tally::new("power-loss", "after_any_power_cut_nothing_half_is_taken_for_whole", 150_000);
     thread::scope(|scope| {
         for half in 0..2 {
             let tally = &tally;
@@ -165,7 +165,7 @@ impl Record {
         write_sparse(&device_in(&path), &contents);
         let scene = Scene { inside: seed % 2 == 1, target, fail_write: false };
         let recorder = Recorder::new(&destination, &names);
-        let (outcome, seen) = watched(recorder, move || backup(&path, scene, &AtomicBool::new(false)));
+        let (outcome, seen) = watched(recorder, move || backup(&path, scene, &AtomicBool::new(false))).unwrap();
         assert!(matches!(outcome.end, Ok((State::Complete, _))), "{:?}", outcome.end);
         assert!(seen.unknown.is_empty(), "calls that cannot be followed: {:?}", seen.unknown);
         let image = Arc::new(image_of(&contents));
