@@ -79,6 +79,7 @@ impl fmt::Display for Struck {
 /// Counts the calls on each place, and makes the fault happen.
 pub struct Injector {
     folders: [PathBuf; 3],
+    direct: bool,
     fault: Option<Fault>,
     /// Calls on each place so far; if the fault is short transfers, transfers only.
     counts: [u64; 3],
@@ -93,9 +94,10 @@ pub struct Injector {
 }
 
 impl Injector {
-    pub fn new(folder: &Path, fault: Option<Fault>) -> Self {
+    pub fn new(folder: &Path, direct: bool, fault: Option<Fault>) -> Self {
         Self {
             folders: Place::ALL.map(|place| folder.join(place.folder())),
+            direct,
             fault,
             counts: [0; 3],
             transfers: [0; 3],
@@ -138,8 +140,13 @@ impl Watch for Injector {
         self.counts[place as usize] += 1;
         self.transfers[place as usize] += u64::from(is_transfer);
         let Some(fault) = self.fault.filter(|fault| fault.place == place) else { return Fate::Go };
-        // If all are halved, and the rest of each again, there must be an end to it.
-        let shortest = if fault.lasting == Lasting::Once { 1 } else { 256 };
+        let shortest = match fault.lasting {
+            // The kernel does not halve sectors.
+            _ if self.direct => 1023,
+            Lasting::Once => 1,
+            // If all are halved, and the rest of each again, there must be an end to it.
+            _ => 256,
+        };
         let (counted, count) = match fault.what {
             What::Errno(_) => (true, self.counts[place as usize]),
             What::Short => (is_transfer && call.length() > shortest, self.transfers[place as usize]),
@@ -156,6 +163,12 @@ impl Watch for Injector {
         match fault.what {
             What::Errno(errno) => Fate::Fail(errno),
             What::Short => Fate::Short(call.length() / 2),
+        }
+    }
+
+    fn after(&mut self, call: &Call, outcome: i64) {
+        if self.direct && outcome == 0 && call.number == libc::SYS_statx {
+            call.offer_direct_io();
         }
     }
 

@@ -19,10 +19,11 @@ use blockcow_proof::Tally;
 use plan::{ERRNOS, Plan};
 use run::{Scene, Target};
 
-const FRESH: Scene = Scene { inside: false, target: Target::Fresh, fail_write: false };
-const OLDER: Scene = Scene { inside: true, target: Target::Older, fail_write: false };
-const IN_PLACE: Scene = Scene { inside: false, target: Target::InPlace, fail_write: false };
+const FRESH: Scene = Scene { inside: false, target: Target::Fresh, fail_write: false, direct: false };
+const OLDER: Scene = Scene { inside: true, target: Target::Older, fail_write: false, direct: false };
+const IN_PLACE: Scene = Scene { inside: false, target: Target::InPlace, fail_write: false, direct: false };
 const IN_PLACE_OLDER: Scene = Scene { target: Target::InPlaceOlder, ..IN_PLACE };
+const DIRECT: Scene = Scene { direct: true, ..FRESH };
 const FAIL_WRITE: Scene = Scene { fail_write: true, ..FRESH };
 
 /// The one of the first scene, and of every part of the others, that costs seconds.
@@ -30,12 +31,13 @@ const FAIL_WRITE: Scene = Scene { fail_write: true, ..FRESH };
 fn a_few_operations_fail() {
     let tally = Tally::new("nth-fault", "a_few_operations_fail", 100);
     let mut plan = Plan::new(&tally);
-    for scene in [FRESH, OLDER, IN_PLACE, IN_PLACE_OLDER, FAIL_WRITE] {
+    for scene in [FRESH, OLDER, IN_PLACE, IN_PLACE_OLDER, DIRECT, FAIL_WRITE] {
         plan.errors(scene, &[libc::EIO], 6);
     }
     plan.publishing(FRESH, libc::EIO);
     plan.publishing(OLDER, libc::ENOSPC);
     plan.shorts(FRESH, 6);
+    plan.shorts(DIRECT, 6);
     plan.run();
 }
 
@@ -46,7 +48,7 @@ fn every_operation_fails() {
     let mut plan = Plan::new(&tally);
     plan.errors(FRESH, &ERRNOS, u64::MAX);
     plan.shorts(FRESH, u64::MAX);
-    for scene in [OLDER, IN_PLACE, IN_PLACE_OLDER] {
+    for scene in [OLDER, IN_PLACE, IN_PLACE_OLDER, DIRECT] {
         plan.errors(scene, &[libc::EIO], 60);
         plan.shorts(scene, 20);
     }

@@ -150,7 +150,7 @@ impl Grounds {
             fs::create_dir(folder.join(place.folder())).unwrap();
         }
         write_sparse(&device_in(&folder), &old);
-        let scene = Scene { inside: false, target: Target::Fresh, fail_write: false };
+        let scene = Scene { inside: false, target: Target::Fresh, fail_write: false, direct: false };
         let outcome = backup(&folder, scene, &AtomicBool::new(false));
         assert!(is_complete(&outcome), "{:?}", outcome.end);
         let older = Whole { image: image_of(&old), manifest: Some(fs::read(manifest_in(&folder)).unwrap()) };
@@ -210,7 +210,7 @@ impl Grounds {
 }
 
 fn watched_backup(folder: &Path, scene: Scene, fault: Option<Fault>) -> Result<(Outcome, Injector), String> {
-    let (injector, path) = (Injector::new(folder, fault), folder.to_owned());
+    let (injector, path) = (Injector::new(folder, scene.direct, fault), folder.to_owned());
     let hit = injector.hit.clone();
     watched(injector, move || backup(&path, scene, &hit))
 }

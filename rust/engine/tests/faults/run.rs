@@ -42,6 +42,8 @@ pub struct Scene {
     pub inside: bool,
     pub target: Target,
     pub fail_write: bool,
+    /// Everything goes by direct I/O, in whole sectors.
+    pub direct: bool,
 }
 
 /// What is at the destination before.
@@ -131,7 +133,9 @@ pub fn backup(folder: &Path, scene: Scene, enough: &AtomicBool) -> Outcome {
         Err(error) => Outcome { end: Err(error), writers: Vec::new() },
         Ok((driver, backup)) => {
             let Err(error) = driver.cut(&backup, PATIENCE) else {
-                let writers = write_all(&driver, &|| enough.load(Ordering::Relaxed) || backup.state() == State::Broken);
+                let unit = if scene.direct { BLOCK } else { 1 };
+                let writers =
+                    write_all(&driver, unit, &|| enough.load(Ordering::Relaxed) || backup.state() == State::Broken);
                 assert!(backup.wait(Some(PATIENCE)), "hangs: {:?}", backup.status());
                 return Outcome { end: Ok((backup.state(), backup.cause())), writers };
             };
@@ -178,23 +182,23 @@ fn prepared(folder: &Path, scene: Scene) -> Result<(Arc<Driver>, Backup), Error>
     Ok((driver, backup))
 }
 
-fn write_all(driver: &Driver, enough: &(dyn Fn() -> bool + Sync)) -> Vec<Writer> {
+fn write_all(driver: &Driver, unit: u64, enough: &(dyn Fn() -> bool + Sync)) -> Vec<Writer> {
     thread::scope(|scope| {
-        let begin = |writer| scope.spawn(move || write_some(driver, enough, writer));
+        let begin = |writer| scope.spawn(move || write_some(driver, unit, enough, writer));
         let writers: Vec<_> = (0..WRITERS).map(begin).collect();
         writers.into_iter().map(|writer| writer.join().unwrap()).collect()
     })
 }
 
-/// Writes to every third page of what is listed, from the end, where the sweep comes last.
-fn write_some(driver: &Driver, enough: &dyn Fn() -> bool, writer: u64) -> Writer {
+/// Writes to every third page of what is listed, from the end, where the sweep comes last; whole units.
+fn write_some(driver: &Driver, unit: u64, enough: &dyn Fn() -> bool, writer: u64) -> Writer {
     let mut chance = Chance::new(writer + 1);
     let pages = SIZE / EXTENT * LISTED / PAGE;
     let write = |index: u64| {
         let from_the_end = (index * WRITERS + writer) % pages;
         let (extent, page) = ((pages - 1 - from_the_end) * PAGE / LISTED, (pages - 1 - from_the_end) % (LISTED / PAGE));
         let start = extent * EXTENT + page * PAGE + chance.below(PAGE - 2000);
-        let range = ByteRange { start, end: start + 1 + chance.below(2000) };
+        let range = ByteRange { start, end: start + 1 + chance.below(2000) }.grow_to(unit);
         let mut data = vec![0; range.len() as usize];
         if index % 8 == 7 {
             let outcome = driver.zero(range.start, range.len());

@@ -19,7 +19,7 @@ fn the_device_is_sent_what_programs_write_and_only_the_containers_place_is_writt
         }
         write_sparse(&device_in(&path), &contents(seed));
         let recorder = Recorder::new(&path.join("device"), &["disk".into()]);
-        let scene = Scene { inside, target: Target::Fresh, fail_write: false };
+        let scene = Scene { inside, target: Target::Fresh, fail_write: false, direct: false };
         let (outcome, seen) = watched(recorder, move || backup(&path, scene, &AtomicBool::new(false))).unwrap();
         assert!(seen.unknown.is_empty(), "{:?}", seen.unknown);
         let writers = outcome.writers.iter().map(|writer| writer.writes.iter().collect());

@@ -106,7 +106,7 @@ impl Judge {
             write_sparse(&folder.path().join("destination").join(name), &found.content(file));
         }
         let target = if self.in_place() { Target::InPlaceOlder } else { Target::Older };
-        let scene = Scene { inside: false, target, fail_write: false };
+        let scene = Scene { inside: false, target, fail_write: false, direct: false };
         let outcome = run::backup(folder.path(), scene, &AtomicBool::new(true));
         let complete = matches!(outcome.end, Ok((State::Complete, _)));
         hold(complete, || format!("the next backup: {:?} after {:?}", outcome.end, found.names))

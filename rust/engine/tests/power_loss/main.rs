@@ -163,7 +163,7 @@ impl Record {
         let before: Vec<_> = names.iter().map(read).collect();
         let contents = contents(seed);
         write_sparse(&device_in(&path), &contents);
-        let scene = Scene { inside: seed % 2 == 1, target, fail_write: false };
+        let scene = Scene { inside: seed % 2 == 1, target, fail_write: false, direct: false };
         let recorder = Recorder::new(&destination, &names);
         let (outcome, seen) = watched(recorder, move || backup(&path, scene, &AtomicBool::new(false))).unwrap();
         assert!(matches!(outcome.end, Ok((State::Complete, _))), "{:?}", outcome.end);
@@ -203,8 +203,11 @@ impl Record {
 /// A complete backup of other contents.
 fn earlier_backup(folder: &Path, name: &str, seed: u64) {
     write_sparse(&device_in(folder), &contents(seed));
-    let made =
-        backup(folder, Scene { inside: false, target: Target::Fresh, fail_write: false }, &AtomicBool::new(true));
+    let made = backup(
+        folder,
+        Scene { inside: false, target: Target::Fresh, fail_write: false, direct: false },
+        &AtomicBool::new(true),
+    );
     assert!(matches!(made.end, Ok((State::Complete, _))), "{:?}", made.end);
     for (from, to) in [("image", name.to_owned()), ("image.manifest", format!("{name}.manifest"))] {
         fs::rename(folder.join("destination").join(from), folder.join("destination").join(to)).unwrap();
