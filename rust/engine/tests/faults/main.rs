@@ -32,12 +32,12 @@ fn a_few_operations_fail() {
     let tally = Tally::new("nth-fault", "a_few_operations_fail", 100);
     let mut plan = Plan::new(&tally);
     for scene in [FRESH, OLDER, IN_PLACE, IN_PLACE_OLDER, DIRECT, FAIL_WRITE] {
-        plan.errors(scene, &[libc::EIO], 6);
+        plan.errors(scene, &[libc::EIO], 4);
     }
     plan.publishing(FRESH, libc::EIO);
     plan.publishing(OLDER, libc::ENOSPC);
-    plan.shorts(FRESH, 6);
-    plan.shorts(DIRECT, 6);
+    plan.shorts(FRESH, 4);
+    plan.shorts(DIRECT, 4);
     plan.run();
 }
 
@@ -49,9 +49,9 @@ fn every_operation_fails() {
     plan.errors(FRESH, &ERRNOS, u64::MAX);
     plan.shorts(FRESH, u64::MAX);
     for scene in [OLDER, IN_PLACE, IN_PLACE_OLDER, DIRECT] {
-        plan.errors(scene, &[libc::EIO], 60);
-        plan.shorts(scene, 20);
+        plan.errors(scene, &[libc::EIO], 40);
+        plan.shorts(scene, 12);
     }
-    plan.errors(FAIL_WRITE, &[libc::EIO], 100);
+    plan.errors(FAIL_WRITE, &[libc::EIO], 80);
     plan.run();
 }

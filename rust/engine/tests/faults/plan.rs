@@ -19,7 +19,8 @@ use crate::run::{Outcome, Scene, Target, backup, contents, device_in, image_in, 
 
 pub const ERRNOS: [i32; 3] = [libc::EIO, libc::ENOSPC, libc::ETIMEDOUT];
 
-const AT_A_TIME: usize = 2;
+/// More than there are processors, because the sweep of each waits for its pace.
+const AT_A_TIME: usize = 4;
 /// After one of so many backups that broke, another is made in the same place.
 const NEXT_AFTER: u64 = 16;
 /// The last so many operations on the destination have to do with names and manifests.
@@ -202,7 +203,7 @@ impl Grounds {
         let (contents, expected, older) = (&self.contents[..], &self.expected, &self.older);
         let case = Case { folder: folder.path(), scene, fault, contents, expected, older };
         case.judge(&outcome, &seen)?;
-        if fault.lasting == Lasting::Once && fault.nth % NEXT_AFTER == 0 && !is_complete(&outcome) {
+        if fault.lasting == Lasting::Once && fault.nth.is_multiple_of(NEXT_AFTER) && !is_complete(&outcome) {
             next_works(folder.path(), scene)?;
         }
         Ok(!seen.struck.is_empty())

@@ -135,7 +135,7 @@ impl Survival {
             Self::AllBut(lost) => index != lost,
             Self::Only(kept) => index == kept,
             Self::Bits(bits) => bits >> (index % 64) & 1 == 1,
-            Self::Chance(seed) => Chance::new(seed ^ index as u64 * 0x9e37).next() >> 63 == 1,
+            Self::Chance(seed) => Chance::new(seed ^ (index as u64 * 0x9e37)).next() >> 63 == 1,
         }
     }
 }
@@ -160,7 +160,7 @@ impl Found<'_> {
         for (index, op) in found.pending.iter().enumerate() {
             let index = self.first_change_of(file) + index;
             match self.survival {
-                Survival::Chance(seed) => apply_some(op, &mut bytes, &mut Chance::new(seed ^ index as u64 * 0x85eb)),
+                Survival::Chance(seed) => apply_some(op, &mut bytes, &mut Chance::new(seed ^ (index as u64 * 0x85eb))),
                 survival if survival.keeps(index) => apply(op, &mut bytes),
                 _ => {}
             }
