@@ -49,9 +49,9 @@ fn every_operation_fails() {
     plan.errors(FRESH, &ERRNOS, u64::MAX);
     plan.shorts(FRESH, u64::MAX);
     for scene in [OLDER, IN_PLACE, IN_PLACE_OLDER, DIRECT] {
-        plan.errors(scene, &[libc::EIO], 40);
-        plan.shorts(scene, 12);
+        plan.errors(scene, &[libc::EIO], 24);
+        plan.shorts(scene, 8);
     }
-    plan.errors(FAIL_WRITE, &[libc::EIO], 80);
+    plan.errors(FAIL_WRITE, &[libc::EIO], 60);
     plan.run();
 }

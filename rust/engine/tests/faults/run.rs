@@ -34,7 +34,7 @@ const RATE: u64 = 64 << 20;
 const WRITERS: u64 = 3;
 /// With what the sweep writes, 2,000 operations however few copies there are.
 const WRITES: u64 = 530;
-const ONCE_ENOUGH: u64 = 30;
+const ONCE_ENOUGH: u64 = 10;
 
 /// What kind of backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
