@@ -1,6 +1,7 @@
 //! What a disk may hold after a power cut: all that was made durable, and of the rest any part. Knows nothing of backups.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::record::{FileId, Op};
@@ -37,8 +38,8 @@ struct File {
     version: usize,
 }
 
-/// Which contents of which file.
-pub type Key = (FileId, usize, usize, Option<Survival>);
+/// Which contents of which file: how often it was durable, which changes came since, and which of them survived.
+pub type Key = (FileId, usize, Option<(Range<usize>, Survival)>);
 
 /// A disk on which changes arrive.
 pub struct Disk {
@@ -174,11 +175,12 @@ impl Found<'_> {
         Arc::new(bytes)
     }
 
-    /// Equal for equal contents of one file on one disk; others may be equal too.
+    /// Never the same for two contents on disks with one history; it may differ for equal ones.
     pub fn key(&self, file: FileId) -> Key {
         let found = &self.disk.files[file];
-        let survival = (!found.pending.is_empty()).then_some(self.survival);
-        (file, found.version, found.pending.len(), survival)
+        let first = self.first_change_of(file);
+        let survived = (!found.pending.is_empty()).then(|| (first..first + found.pending.len(), self.survival));
+        (file, found.version, survived)
     }
 
     fn first_change_of(&self, file: FileId) -> usize {
