@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use blockcow_engine::Policy;
 use blockcow_engine::backup::Backup;
@@ -31,6 +32,7 @@ pub const SECTION: ByteRange = ByteRange { start: 2 * EXTENT + LISTED, end: 3 * 
 const CAPACITY: u64 = 128 << 10;
 /// So slow a sweep that writers must copy: an extent in 8 ms, unless there is a drain.
 const RATE: u64 = 64 << 20;
+const STAGING: u64 = CAPACITY / 4;
 const WRITERS: u64 = 3;
 /// With what the sweep writes, 2,000 operations however few copies there are.
 const WRITES: u64 = 530;
@@ -132,17 +134,24 @@ pub fn image_in(folder: &Path) -> PathBuf {
 pub fn backup(folder: &Path, scene: Scene, enough: &AtomicBool) -> Outcome {
     match prepared(folder, scene) {
         Err(error) => Outcome { end: Err(error), writers: Vec::new() },
-        Ok((driver, backup)) => {
-            let Err(error) = driver.cut(&backup, PATIENCE) else {
+        Ok((driver, backup)) => match armed(&driver, &backup) {
+            Err(error) => Outcome { end: Err(error), writers: Vec::new() },
+            Ok(held) => {
                 let unit = if scene.direct { BLOCK } else { 1 };
-                let writers =
-                    write_all(&driver, unit, &|| enough.load(Ordering::Relaxed) || backup.state() == State::Broken);
+                let enough = || enough.load(Ordering::Relaxed) || backup.state() == State::Broken;
+                let writers = write_all(&driver, unit, &enough, &backup, held);
                 assert!(backup.wait(Some(PATIENCE)), "hangs: {:?}", backup.status());
-                return Outcome { end: Ok((backup.state(), backup.cause())), writers };
-            };
-            Outcome { end: Err(error), writers: Vec::new() }
-        }
+                Outcome { end: Ok((backup.state(), backup.cause())), writers }
+            }
+        },
     }
+}
+
+/// Makes the cut, and does not start the sweep yet. Returns for how long writes were held.
+fn armed(driver: &Driver, backup: &Backup) -> Result<Duration, Error> {
+    let hold = driver.hold(PATIENCE)?;
+    hold.arm(backup)?;
+    Ok(hold.release())
 }
 
 fn prepared(folder: &Path, scene: Scene) -> Result<(Arc<Driver>, Backup), Error> {
@@ -170,7 +179,7 @@ fn prepared(folder: &Path, scene: Scene) -> Result<(Arc<Driver>, Backup), Error>
         block_size: Some(BLOCK),
         logical_block: BLOCK,
         container,
-        staging_bytes: CAPACITY / 4,
+        staging_bytes: STAGING,
         capacity_bytes: CAPACITY,
         drain_bytes: CAPACITY / 4,
         destination,
@@ -183,10 +192,21 @@ fn prepared(folder: &Path, scene: Scene) -> Result<(Arc<Driver>, Backup), Error>
     Ok((driver, backup))
 }
 
-fn write_all(driver: &Driver, unit: u64, enough: &(dyn Fn() -> bool + Sync)) -> Vec<Writer> {
+/// All writers, to their ends. The sweep starts when staging is full, so that the container is used on any machine.
+fn write_all(
+    driver: &Driver,
+    unit: u64,
+    enough: &(dyn Fn() -> bool + Sync),
+    backup: &Backup,
+    held: Duration,
+) -> Vec<Writer> {
     thread::scope(|scope| {
         let begin = |writer| scope.spawn(move || write_some(driver, unit, enough, writer));
         let writers: Vec<_> = (0..WRITERS).map(begin).collect();
+        while backup.status().container_used_bytes < STAGING && !writers.iter().all(|writer| writer.is_finished()) {
+            thread::yield_now();
+        }
+        backup.start(held).unwrap();
         writers.into_iter().map(|writer| writer.join().unwrap()).collect()
     })
 }
