@@ -3,7 +3,6 @@
 //! All of it is found by `verify` and by `restore`, named by the extents that have it, and no target is touched. Which
 //! extents those are is told by comparing bytes.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -13,7 +12,7 @@ use std::sync::Arc;
 use blockcow_engine::digest::{DigestTable, digest_of};
 use blockcow_engine::error::{Error, ErrorKind};
 use blockcow_engine::geometry::Geometry;
-use blockcow_engine::manifest::{Manifest, Particulars};
+use blockcow_engine::manifest::Manifest;
 use blockcow_engine::restore::{RestoreOptions, restore};
 use blockcow_engine::verify::verify;
 use blockcow_proof::Tally;
@@ -22,48 +21,7 @@ use proptest::test_runner::{RngAlgorithm, TestRng};
 use tempfile::TempDir;
 
 use crate::backup::on;
-
-/// What a backup is made of.
-struct Shape {
-    /// Sizes of the device, of a block and of an extent.
-    sizes: (u64, u64, u64),
-    /// Runs of blocks on the list.
-    list: Vec<Range<u32>>,
-    /// Extents that hold data; those that are not listed are zero.
-    data: Vec<u32>,
-    particulars: Particulars,
-}
-
-/// Every form that a manifest takes: no list and no digests, lists and digests of one line and of several, with gaps and
-/// without, short last blocks and extents, and text of all kinds.
-fn shapes() -> Vec<Shape> {
-    let identity = [("path", "/dev/sdb1"), ("serial", "a\"b\\\n\u{fc}\u{1f980}"), ("", "")];
-    let identity: BTreeMap<_, _> = identity.map(|(key, value)| (key.to_string(), value.to_string())).into();
-    let figures = r#"{"drains":3,"suspended_us":{"p50":1,"max":18446744073709551615},"rate":-0.5,"x":[null,true,[]]}"#;
-    let known = Particulars {
-        cut_at: "2026-01-02T03:04:05.678901234Z".into(),
-        identity,
-        figures: serde_json::from_str(figures).unwrap(),
-    };
-    let shape = |sizes, list: &[Range<u32>], data: &[u32]| Shape {
-        sizes,
-        list: list.to_vec(),
-        data: data.to_vec(),
-        particulars: known.clone(),
-    };
-    vec![
-        Shape { particulars: Particulars::default(), ..shape((1, 512, 512), &[], &[]) },
-        shape((511, 512, 512), &[0..1], &[0]),
-        shape((300_000, 4096, 16_384), &[0..10, 30..74], &[0, 1, 8, 17, 18]),
-        shape((262_144 + 512, 512, 8192), &[0..1, 16..33, 40..513], &[0, 2, 4, 6, 32]),
-        shape((1 << 20, 1 << 20, 1 << 20), &[0..1], &[0]),
-        // 1300 runs: two lines of them; digests of 150 extents in three lines, and one more after a gap.
-        Shape {
-            list: (0..1300).map(|run| run * 2..run * 2 + 1).chain(std::iter::once(2600..2605)).collect(),
-            ..shape((2604 * 512 + 7, 512, 4096), &[], &(0..150).chain([320]).collect::<Vec<_>>())
-        },
-    ]
-}
+use crate::shapes::{Shape, shapes};
 
 /// A backup of some shape, published in a folder of its own, and what may be restored to.
 struct Published {
@@ -87,7 +45,7 @@ impl Published {
             rng.fill(part);
             digests.set(extent, &digest_of(part));
         }
-        let list = shape.list.into_iter().flatten().collect();
+        let list = shape.list.into_iter().flat_map(|(first, count)| first..first + count).collect();
         let manifest = Manifest::new(geometry, shape.particulars, list, Arc::new(digests)).unwrap();
         let mut sheet = Vec::new();
         manifest.write_to(&mut sheet).unwrap();

@@ -7,5 +7,6 @@ mod damage;
 mod disks;
 mod publish;
 mod restore;
+mod shapes;
 mod storages;
 mod verify;
