@@ -1,6 +1,7 @@
 """Makes backups with this version, to be verified and restored by all later ones. Run it once a version.
 
-They go to `tests/golden/VERSION`. A backup is its image (gzip), its manifest as it was written, and what must come out of both: `NAME.json`.
+They go to `tests/golden/VERSION`: of each backup the image (gzip), the manifest as it was written, and what must come
+out of both, `NAME.json`.
 """
 
 import gzip
