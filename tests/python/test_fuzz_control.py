@@ -30,6 +30,8 @@ from mutate import corpus, fuzz
 
 PATIENCE = 60.0
 MOST_STAGING = 64 * MIB
+CODES = {"invalid": 400, "not-found": 404, "busy": 409, "exists": 409, "state": 409}
+"""As in docs/formats.md."""
 
 
 class Daemon:
@@ -150,10 +152,13 @@ def check(data: bytes, daemon: Daemon) -> None:
     assert head.startswith(b"HTTP/1.1 "), answer
     code = int(head.split(b" ")[1])
     assert 200 <= code <= 500, head
-    if code == 500:
+    if code >= 400 and b"application/json" in head:
         error = json.loads(content)["error"]
-        assert error["kind"] != "internal", error
         assert error["message"]
+        assert code == CODES.get(error["kind"], 500), error
+        assert error["kind"] != "internal", error
+    else:  # what is no request, or not for anything that is here
+        assert code < 500, head
 
 
 def bodies(count: int) -> Iterator[bytes]:

@@ -86,7 +86,8 @@ impl Scene {
         let backup = match driver.resume(remains) {
             Ok(backup) => backup,
             Err(error) => {
-                assert!(!error.reason.is_empty() && !(is_ours && untouched), "{error}");
+                assert!(!error.reason.is_empty());
+                assert!(!is_ours || !untouched, "{error}");
                 return;
             }
         };
