@@ -252,3 +252,31 @@ fn after_the_seal_nothing_reaches_the_log_and_what_is_staged_stays() {
     pair.container.close();
     assert!(pair.container.write_behind().is_none());
 }
+
+/// In some of the rounds at least, whoever writes behind waits before there is enough to do.
+#[test]
+fn whoever_writes_behind_is_woken_when_staging_is_more_than_half_full() {
+    let pair = Pair::new(true, 1);
+    let container = &pair.container;
+    std::thread::scope(|scope| {
+        let (sender, rounds) = crossbeam_channel::unbounded();
+        scope.spawn(move || {
+            while let Some((room, outcome)) = container.write_behind() {
+                sender.send(outcome.map(|()| room)).unwrap();
+            }
+        });
+        for _ in 0..300 {
+            for block in 0..=STAGING as u32 / 2 {
+                store(container, block, 1);
+            }
+            let room = rounds.recv_timeout(std::time::Duration::from_secs(60));
+            if room.is_err() {
+                // Or else the other thread would never end, and this test neither.
+                container.close();
+            }
+            assert_eq!(room.unwrap().unwrap().slots, 0);
+            container.release(container.take(0));
+        }
+        container.close();
+    });
+}
