@@ -47,6 +47,11 @@ lint: $(extension)  ## Check format, lints, types, the extension's stub and the 
 proof: $(extension) | debian-for-tests  ## Search for a broken promise: schedules, faults, kills, power cuts, planted faults
 	rm -rf target/proof
 	cargo test -p blockcow-engine --test faults --test power_loss -- --ignored
+	cargo test -p blockcow-engine --test destination -- --ignored damage
+	cargo test -p blockcow-engine -p blockcow-frontends --test fuzz -- --ignored
+	cargo test -p blockcow-engine --test resume -- --ignored damaged::
+	$(bin)/python -m pytest -m proof tests/python/test_fuzz.py tests/python/test_fuzz_control.py
+	$(bin)/python -m pytest tests/python/test_golden.py
 	$(bin)/python scripts/proof.py
 
 bench: $(extension) | debian-for-tests  ## Measure beside dd, pure Python and QEMU (QUICK=1: only see that it works)
