@@ -158,6 +158,7 @@ def check(scratch: Scratch) -> None:
     there.detach()
     assert not scratch.left()
     assert not scratch.immutable()
+    scratch.run.rmdir()  # the next life makes it anew
     assert not list(scratch.folder.glob("*.partial"))
     for path in scratch.folder.glob("image*"):
         path.unlink()
