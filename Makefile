@@ -52,7 +52,7 @@ proof: $(extension) | debian-for-tests  ## Search for a broken promise: schedule
 	cargo test -p blockcow-engine --test resume -- --ignored damaged::
 	$(bin)/python -m pytest -m proof tests/python/test_fuzz.py tests/python/test_fuzz_control.py
 	$(bin)/python -m pytest tests/python/test_golden.py
-	$(bin)/python scripts/proof.py
+	$(bin)/python scripts/proof_table.py
 
 bench: $(extension) | debian-for-tests  ## Measure beside dd, pure Python and QEMU (QUICK=1: only see that it works)
 	$(bin)/python -m pytest bench/test_bench.py bench/test_frontends.py --timeout=0 --benchmark-quiet $(bench_options)

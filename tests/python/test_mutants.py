@@ -61,7 +61,7 @@ def binaries() -> dict[str, Path]:
 
 
 def program_of(mutant: Mutant) -> str:
-    """``engine/backup`` for ``rust/engine/tests/backup/cut.rs``, ``engine/lib`` for what stands in ``rust/engine/src``."""
+    """``engine/backup`` for ``rust/engine/tests/backup/cut.rs``, ``engine/lib`` for what is in ``rust/engine/src``."""
     _, crate, place, target, *_ = mutant.file.split("/")
     return f"{crate}/{'lib' if place == 'src' else target.removesuffix('.rs')}"
 
