@@ -28,7 +28,7 @@ pub mod storage;
 mod sweep;
 mod sync;
 pub mod verify;
-mod waiter;
+pub mod waiter;
 pub mod zeroes;
 
 pub use round::Policy;
