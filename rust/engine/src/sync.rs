@@ -1,8 +1,12 @@
 //! The synchronisation primitives, threads and clocks that the engine uses. This is the only place to swap them, for a model
 //! checker's or a scheduler's. Not behind it: `scan`, whose readers share no more than two counters.
 
+#[cfg(loom)]
+mod loom;
 #[cfg(not(any(loom, feature = "shuttle")))]
 mod real;
 
+#[cfg(loom)]
+pub use loom::*;
 #[cfg(not(any(loom, feature = "shuttle")))]
 pub use real::*;
