@@ -26,7 +26,7 @@ pub mod state;
 mod stats;
 pub mod storage;
 mod sweep;
-mod sync;
+pub mod sync;
 pub mod verify;
 pub mod waiter;
 pub mod zeroes;

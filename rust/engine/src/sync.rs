@@ -5,8 +5,12 @@
 mod loom;
 #[cfg(not(any(loom, feature = "shuttle")))]
 mod real;
+#[cfg(all(feature = "shuttle", not(loom)))]
+mod shuttle;
 
 #[cfg(loom)]
 pub use loom::*;
 #[cfg(not(any(loom, feature = "shuttle")))]
 pub use real::*;
+#[cfg(all(feature = "shuttle", not(loom)))]
+pub use shuttle::*;
