@@ -46,11 +46,9 @@ lint: $(extension)  ## Check format, lints, types, the extension's stub and the 
 # Each step leaves records in target/proof; the last one sums them up and fails if a budget was not reached.
 proof: $(extension) | debian-for-tests  ## Search for a broken promise: schedules, faults, kills, power cuts, planted faults
 	rm -rf target/proof
-	cargo test -p blockcow-engine --test faults --test power_loss -- --ignored
-	cargo test -p blockcow-engine --test destination -- --ignored damage
-	cargo test -p blockcow-engine -p blockcow-frontends --test fuzz -- --ignored
-	cargo test -p blockcow-engine --test resume -- --ignored damaged::
-	$(bin)/python -m pytest -m proof tests/python/test_fuzz.py tests/python/test_fuzz_control.py
+	RUSTFLAGS="--cfg loom" cargo test --release --target-dir target/loom -p blockcow-engine --test models
+	cargo test --workspace --exclude blockcow-bindings -- --ignored
+	$(bin)/python -m pytest tests/python -m proof
 	$(bin)/python -m pytest tests/python/test_golden.py
 	$(bin)/python scripts/proof_table.py
 

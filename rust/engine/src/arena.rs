@@ -183,6 +183,7 @@ impl Words {
     /// Takes a region whose length is a multiple of 8 bytes.
     pub fn new(region: Region) -> Self {
         assert_eq!(region.len() % 8, 0, "whole words");
+        assert_eq!(size_of::<AtomicU64>(), 8, "a model checker's atomics do not lie in an arena");
         Self(region)
     }
 
@@ -210,6 +211,7 @@ impl Marks {
     /// Takes a region whose length is a multiple of 4 bytes.
     pub fn new(region: Region) -> Self {
         assert_eq!(region.len() % 4, 0, "whole marks");
+        assert_eq!(size_of::<AtomicU32>(), 4, "a model checker's atomics do not lie in an arena");
         Self(region)
     }
 

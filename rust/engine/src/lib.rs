@@ -28,9 +28,9 @@ pub mod state;
 mod stats;
 pub mod storage;
 mod sweep;
-mod sync;
+pub mod sync;
 pub mod verify;
-mod waiter;
+pub mod waiter;
 pub mod zeroes;
 
 pub use round::Policy;
