@@ -7,17 +7,16 @@ use crate::geometry::BlockRange;
 use crate::mutant::planted;
 
 /// A write's place in line; kept when it asks again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(u64);
 
-#[cfg_attr(test, derive(Debug, Clone, PartialEq, Eq, Hash))]
 pub(super) struct Queue<W> {
     pub(super) room: Ledger,
     pub(super) closed: bool,
     pub(super) refusal: Option<i32>,
-    parked: BTreeMap<(u32, Ticket), W>,
+    pub(super) parked: BTreeMap<(u32, Ticket), W>,
     /// Those of the parked who lack room, by ticket, with the block under which each is parked.
-    hungry: BTreeMap<Ticket, u32>,
+    pub(super) hungry: BTreeMap<Ticket, u32>,
     tickets: u64,
 }
 
@@ -92,23 +91,5 @@ impl<W> Queue<W> {
 
     pub(super) fn waiters(&self) -> impl Iterator<Item = &W> {
         self.parked.values()
-    }
-    /// Whoever waits for room and came first.
-    #[cfg(test)]
-    pub(super) fn first_hungry(&self) -> Option<Ticket> {
-        self.hungry.first_key_value().map(|(&first, _)| first)
-    }
-
-    /// Gives the tickets in use, here and in others' hands, the numbers from 1 on, and forgets what is only counted.
-    #[cfg(test)]
-    pub(super) fn renumber(&mut self, held: Vec<&mut Ticket>) {
-        let known: std::collections::BTreeSet<_> =
-            self.parked.keys().map(|(_, ticket)| *ticket).chain(held.iter().map(|ticket| **ticket)).collect();
-        let number = |ticket| Ticket(known.range(..=ticket).count() as u64);
-        self.hungry = std::mem::take(&mut self.hungry).into_iter().map(|(t, block)| (number(t), block)).collect();
-        self.parked = std::mem::take(&mut self.parked).into_iter().map(|((b, t), w)| ((b, number(t)), w)).collect();
-        held.into_iter().for_each(|ticket| *ticket = number(*ticket));
-        self.tickets = known.len() as u64;
-        self.room.forget_counts();
     }
 }

@@ -3,7 +3,7 @@
 use crate::mutant::planted;
 
 /// Space in blocks: slots of the container, and places in the staging area before it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Room {
     /// Blocks that the container holds, wherever they are.
     pub slots: u32,
@@ -12,7 +12,7 @@ pub struct Room {
 }
 
 /// The limits that the user set, in blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// The selected capacity: at so many blocks, writes that need a slot wait.
     pub capacity: u32,
@@ -30,10 +30,10 @@ impl Limits {
 }
 
 /// Reservations and blocks held, against the limits.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone)]
 pub struct Ledger {
     limits: Limits,
-    used: Room,
+    pub(super) used: Room,
     peak: u32,
     draining: bool,
     drains: u64,
@@ -111,10 +111,5 @@ impl Ledger {
     /// Whether the drain order should be used: a drain is on, or the soft mark is reached.
     pub fn wants_drain(&self) -> bool {
         self.draining || self.used.slots >= self.limits.soft_mark()
-    }
-
-    #[cfg(test)]
-    pub(super) fn forget_counts(&mut self) {
-        (self.peak, self.drains) = (0, 0);
     }
 }

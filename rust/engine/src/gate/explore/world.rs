@@ -1,169 +1,204 @@
-//! One state of the explored system: the gate, taken apart so that it can be copied and compared, and what stands around it.
+//! One state of everything that acts on a gate, small enough to be kept by the million: the gate and the flights taken
+//! apart, the model of device, container and destination, and how far each actor is. Makes no step itself.
 
-use super::actors::{Actor, Role};
-use crate::copied::CopiedMap;
-use crate::gate::queue::{Queue, Ticket};
-use crate::gate::{Gate, Limits, Reserved};
+use super::stores::Stores;
+use super::supervisor::{Cutter, Supervisor};
+use super::sweeper::Sweeper;
+use super::write_behind::WriteBehind;
+use super::writer::Writer;
+use crate::gate::{Limits, Room};
 use crate::geometry::BlockRange;
-use crate::sync::AtomicU64;
 
-/// A set of blocks, a bit each.
-pub(super) type Blocks = u8;
+pub(super) const BLOCKS: usize = 3;
+pub(super) const WRITERS: usize = 3;
+pub(super) const SWEEPERS: usize = 2;
+/// Parked under its number: the writers, then the sweepers.
+pub(super) const SLEEPERS: usize = WRITERS + SWEEPERS;
 
-/// The gate under test. A waiter is the number of an actor.
-pub(super) type SmallGate = Gate<usize, Vec<AtomicU64>>;
-
-/// What is explored: how large, who writes where, and what may go wrong.
+/// What is explored to its end: who there is, and what may happen.
+#[derive(Debug, Clone)]
 pub(super) struct Scope {
-    pub(super) blocks: u32,
-    /// Blocks of an extent.
-    pub(super) extent: u32,
-    /// One writer each, which writes once.
-    pub(super) writes: Vec<BlockRange>,
-    pub(super) limits: Limits,
-    pub(super) fail_write: bool,
-    /// Blocks whose old content is zero: they take no room.
-    pub(super) zeroes: Blocks,
-    /// How many of these may happen: a failed read or write, a passed deadline, a cancel.
-    pub(super) faults: u8,
+    /// The blocks of each writer's one write.
+    pub writes: Vec<BlockRange>,
+    /// What one sweeper does at a time, in order.
+    pub extents: Vec<BlockRange>,
+    pub sweepers: usize,
+    pub limits: Limits,
+    /// Whether there is a log behind staging.
+    pub log: bool,
+    pub fail_write: bool,
+    /// Blocks that are zero at first.
+    pub zero: u8,
+    /// How many reads, writes and renames fail.
+    pub faults: u8,
+    /// How often somebody has waited for too long.
+    pub late: u8,
+    pub cancel: bool,
 }
 
-impl Scope {
-    pub(super) fn extents(&self) -> u32 {
-        self.blocks.div_ceil(self.extent)
-    }
-
-    pub(super) fn blocks_of(&self, extent: u32) -> BlockRange {
-        BlockRange { start: extent * self.extent, end: ((extent + 1) * self.extent).min(self.blocks) }
-    }
-}
-
-/// The bits of a run.
-pub(super) fn bits(run: BlockRange) -> Blocks {
-    run.blocks().fold(0, |bits, block| bits | 1 << block)
-}
-
-/// How far the backup is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A state of a backup's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Life {
+    Created,
     Active,
+    Publishing,
     Complete,
-    Ended,
+    Broken,
+    Cancelled,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// Who sleeps at the gate, under which block, with which place in line; ticket 0 is nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(super) struct Parked {
+    pub block: u8,
+    pub ticket: u8,
+    pub hungry: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct World {
-    queue: Queue<usize>,
-    pending: Blocks,
-    claimed: Blocks,
-    pub(super) actors: Vec<Actor>,
-    pub(super) life: Life,
-    /// The end is in the journal: no other process goes on.
-    pub(super) recorded: bool,
-    /// Old bytes that are where the backup will find them. What the map says must never be ahead of this.
-    pub(super) safe: Blocks,
-    /// Blocks in staging, and those in slots; what a sweeper has taken is in neither.
-    pub(super) staged: Blocks,
-    pub(super) stored: Blocks,
-    /// Extents that a sweeper has taken up, and those that are at the destination.
-    pub(super) planned: u8,
-    pub(super) delivered: u8,
-    pub(super) faults: u8,
-    pub(super) container_failed: bool,
+    // The gate.
+    pub pending: u8,
+    pub claimed: u8,
+    pub used: (u8, u8),
+    pub draining: bool,
+    pub closed: bool,
+    pub refusal: bool,
+    pub parked: [Parked; SLEEPERS],
+    // The flights.
+    pub in_flight: u8,
+    pub holding: bool,
+    pub holder: bool,
+    pub held: u8,
+    // The rest of the round.
+    pub life: Life,
+    /// The driver knows of the backup.
+    pub armed: bool,
+    pub stores: Stores,
+    // The actors.
+    pub writers: [Writer; WRITERS],
+    pub sweepers: [Sweeper; SWEEPERS],
+    pub write_behind: WriteBehind,
+    pub cutter: Cutter,
+    pub supervisor: Supervisor,
+    /// Extents that the plan has given out.
+    pub chosen: u8,
+    pub faults: u8,
+    pub late: u8,
+    pub cancel: bool,
+    /// The canceller has ended the backup and is about to close the gate.
+    pub closing: bool,
+}
+
+/// Whether a step was taken, or why a promise is broken.
+pub(super) type Step = Result<bool, String>;
+
+pub(super) fn run_of(block: usize) -> BlockRange {
+    BlockRange::at(block as u32, 1)
+}
+
+pub(super) fn mask_of(runs: impl IntoIterator<Item = BlockRange>) -> u8 {
+    runs.into_iter().flat_map(|run| run.blocks()).map(|block| 1 << block).sum()
+}
+
+/// The runs of a mask, ascending.
+pub(super) fn runs_of(mask: u8) -> Vec<BlockRange> {
+    let mut runs: Vec<BlockRange> = Vec::new();
+    for block in (0..BLOCKS as u32).filter(|block| mask >> block & 1 != 0) {
+        match runs.last_mut() {
+            Some(last) if last.end == block => last.end += 1,
+            _ => runs.push(BlockRange::at(block, 1)),
+        }
+    }
+    runs
 }
 
 impl World {
     pub(super) fn new(scope: &Scope) -> Self {
-        let writers = scope.writes.iter().map(|&write| Actor::new(Role::Writer(write)));
-        let others = [Role::Sweeper, Role::WriteBehind, Role::Supervisor, Role::User].map(Actor::new);
         Self {
-            queue: Queue::new(scope.limits),
-            pending: bits(BlockRange::at(0, scope.blocks)),
+            pending: mask_of(scope.extents.iter().copied()),
             claimed: 0,
-            actors: writers.chain(others).collect(),
-            life: Life::Active,
-            recorded: false,
-            safe: 0,
-            staged: 0,
-            stored: 0,
-            planned: 0,
-            delivered: 0,
+            used: (0, 0),
+            draining: false,
+            closed: false,
+            refusal: false,
+            parked: Default::default(),
+            in_flight: 0,
+            holding: false,
+            holder: false,
+            held: 0,
+            life: Life::Created,
+            armed: false,
+            stores: Stores::new(mask_of(scope.extents.iter().copied()), scope.zero),
+            writers: std::array::from_fn(|index| Writer::new(index < scope.writes.len())),
+            sweepers: Default::default(),
+            write_behind: WriteBehind::Waits,
+            cutter: Cutter::Holds,
+            supervisor: Supervisor::NotStarted,
+            chosen: 0,
             faults: scope.faults,
-            container_failed: false,
+            late: scope.late,
+            cancel: scope.cancel,
+            closing: false,
         }
     }
 
-    /// Does something with the gate, and wakes those that it hands back.
-    pub(super) fn with_gate<T>(&mut self, scope: &Scope, work: impl FnOnce(&SmallGate) -> (T, Vec<usize>)) -> T {
-        let words = |bits: Blocks| vec![AtomicU64::new(u64::from(bits))];
-        let map = CopiedMap::new(words(self.pending), words(self.claimed));
-        let gate = Gate { map, reserved: Reserved::none(), queue: crate::sync::Mutex::new(self.queue.clone()) };
-        let (outcome, woken) = work(&gate);
-        let blocks = || (0..scope.blocks).map(|block| BlockRange::at(block, 1));
-        self.pending = blocks().filter(|&block| !gate.map.all_copied(block)).map(bits).sum();
-        self.claimed =
-            blocks().filter(|&block| !gate.map.any_unclaimed(block)).map(bits).sum::<Blocks>() & self.pending;
-        self.queue = gate.queue.into_inner();
-        for actor in woken {
-            self.actors[actor].wake();
-        }
-        outcome
-    }
-
-    pub(super) fn first_hungry(&self) -> Option<Ticket> {
-        self.queue.first_hungry()
-    }
-
-    pub(super) fn wants_drain(&self) -> bool {
-        self.queue.room.wants_drain()
-    }
-
-    /// Tickets are only compared, and counters only shown: states that differ in nothing else are one.
-    fn normalise(&mut self) {
-        self.queue.renumber(self.actors.iter_mut().filter_map(|actor| actor.ticket.as_mut()).collect());
-    }
-
-    /// Calls `then` with every state that one step of somebody leads to.
-    pub(super) fn each_step(&self, scope: &Scope, mut then: impl FnMut(Self)) {
-        for actor in 0..self.actors.len() {
-            for choice in self.choices(scope, actor) {
-                let mut next = self.clone();
-                next.step(scope, actor, choice);
-                next.normalise();
-                // Who looks around and finds nothing new has taken no step.
-                if next != *self {
-                    then(next);
-                }
+    /// Wakes sleepers of the gate, as their waker does right after it has left the gate.
+    pub(super) fn wake(&mut self, woken: impl IntoIterator<Item = u8>) -> Result<(), String> {
+        for who in woken.into_iter().map(usize::from) {
+            let slept = match who.checked_sub(WRITERS) {
+                None => self.writers[who].wake(),
+                Some(sweeper) => self.sweepers[sweeper].wake(),
+            };
+            if !slept {
+                return Err(format!("sleeper {who} is woken and does not sleep"));
             }
         }
+        Ok(())
     }
 
-    /// What must hold in every state.
-    pub(super) fn check(&self, scope: &Scope) {
-        let mut held = 0;
-        for actor in &self.actors {
-            assert_eq!(held & actor.claims(), 0, "a claim has two holders: {self:?}");
-            held |= actor.claims();
-        }
-        assert_eq!(held & !self.claimed, 0, "a claim that is held is free for others: {self:?}");
-        assert_eq!(self.claimed & !held, 0, "a claim that nobody holds is not free: {self:?}");
-        let copied = !self.pending & bits(BlockRange::at(0, scope.blocks));
-        assert_eq!(copied & !self.safe, 0, "copied before its bytes were safe: {self:?}");
-        let used = self.queue.room.used();
-        assert!(used <= scope.limits.capacity, "more than the container may hold: {self:?}");
-        let taken: u32 = self.actors.iter().map(Actor::room).sum();
-        let kept = (self.staged | self.stored).count_ones();
-        assert_eq!(used, kept + taken, "the account of room is wrong: {self:?}");
+    /// As `Round::freed`.
+    pub(super) fn freed(&mut self, scope: &Scope, room: Room) -> Result<(), String> {
+        let next = self.gate(scope, |gate, _| gate.freed(room).0);
+        self.wake(next)
     }
 
-    /// What must hold where nobody can take another step.
-    pub(super) fn check_end(&self, scope: &Scope) {
-        assert!(self.actors.iter().all(Actor::is_done), "somebody sleeps for ever: {self:?}");
-        assert_eq!(self.queue.waiters().count(), 0, "a waiter is left in the queue: {self:?}");
-        assert_ne!(self.life, Life::Active, "the backup has no end: {self:?}");
-        if self.life == Life::Complete {
-            assert_eq!(u32::from(self.delivered), (1 << scope.extents()) - 1, "complete and not whole: {self:?}");
-            assert_eq!(self.queue.room.used(), 0, "room is lost: {self:?}");
+    /// As `Life::go`: whether this call ended the backup. Whoever is told so closes it next.
+    pub(super) fn end(&mut self, to: Life) -> bool {
+        let ended = matches!(self.life, Life::Created | Life::Active);
+        if ended {
+            self.life = to;
         }
+        ended
+    }
+
+    /// As `Round::let_go`.
+    pub(super) fn close(&mut self, scope: &Scope) -> Result<(), String> {
+        let woken = self.gate(scope, |gate, _| gate.close());
+        self.wake(woken)?;
+        self.stores.closed = true;
+        self.armed = false;
+        Ok(())
+    }
+
+    pub(super) fn is_active(&self) -> bool {
+        self.life == Life::Active
+    }
+
+    /// Blocks that nobody has claimed and that are not copied.
+    pub(super) fn unclaimed(&self) -> u8 {
+        self.pending & !self.claimed
+    }
+
+    /// Writers that sleep at the gate.
+    pub(super) fn asleep(&self) -> Vec<usize> {
+        (0..WRITERS).filter(|&writer| self.parked[writer].ticket > 0).collect()
+    }
+
+    /// One of the operations that may fail is about to: takes it off those that are left.
+    pub(super) fn fault(&mut self) -> bool {
+        let left = self.faults > 0;
+        self.faults -= u8::from(left);
+        left
     }
 }
