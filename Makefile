@@ -47,7 +47,7 @@ lint: $(extension)  ## Check format, lints, types, the extension's stub and the 
 proof: $(extension) | debian-for-tests  ## Search for a broken promise: schedules, faults, kills, power cuts, planted faults
 	rm -rf target/proof
 	RUSTFLAGS="--cfg loom" cargo test --release --target-dir target/loom -p blockcow-engine --test models
-	cargo test --release -p blockcow-engine --features shuttle --test schedules -- --ignored
+	cargo test -p blockcow-engine --features shuttle --test schedules -- --ignored
 	$(bin)/python scripts/proof.py
 
 bench: $(extension) | debian-for-tests  ## Measure beside dd, pure Python and QEMU (QUICK=1: only see that it works)

@@ -1,7 +1,7 @@
 //! The engine's threads under a scheduler: whole backups of a few blocks, each in 10,000 schedules, half of them random, half
 //! by PCT with three preemptions. What the memory orderings allow is not explored here; `tests/models` does that.
 //!
-//! `cargo test --release -p blockcow-engine --features shuttle --test schedules -- --ignored`
+//! `cargo test -p blockcow-engine --features shuttle --test schedules -- --ignored`, with every debug assertion.
 //!
 //! A schedule that fails is written to a file, whose name is printed; `BLOCKCOW_SCHEDULE=<that file>` before the command, and
 //! the test's name after it, run it again.
