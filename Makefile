@@ -47,6 +47,7 @@ lint: $(extension)  ## Check format, lints, types, the extension's stub and the 
 proof: $(extension) | debian-for-tests  ## Search for a broken promise: schedules, faults, kills, power cuts, planted faults
 	rm -rf target/proof
 	RUSTFLAGS="--cfg loom" cargo test --release --target-dir target/loom -p blockcow-engine --test models
+	cargo test -p blockcow-engine --features shuttle --test schedules -- --ignored
 	cargo test --workspace --exclude blockcow-bindings -- --ignored
 	$(bin)/python -m pytest tests/python -m proof
 	$(bin)/python -m pytest tests/python/test_golden.py

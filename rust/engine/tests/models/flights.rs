@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use blockcow_engine::flights::Flights;
 use blockcow_engine::geometry::BlockRange;
 use blockcow_engine::waiter::{Parker, Waiter, wake_all};
 use loom::sync::atomic::Ordering;
+use loom::thread;
 
 use crate::world::{AMPLE, World, party};
 use crate::{BOUND, explore, explore_within};
@@ -32,6 +34,23 @@ fn two_writes_meet_the_cut() {
         writers.into_iter().for_each(|writer| writer.join().unwrap());
         world.sweep(BLOCK);
         assert_eq!(world.kept(0), Some(now[0]));
+    });
+}
+
+#[test]
+fn one_that_leaves_late_does_not_answer_for_those_of_the_next_hold() {
+    explore("one_that_leaves_late_does_not_answer_for_those_of_the_next_hold", 35, || {
+        let flights = Arc::new(Flights::default());
+        assert!(flights.enter(|| "first") && !flights.hold(|| "cut"));
+        let late = {
+            let flights = flights.clone();
+            thread::spawn(move || assert_ne!(flights.leave(), Some("next cut")))
+        };
+        // The hold is given up, another write comes in, and another hold waits for that one.
+        assert!(flights.release().is_empty());
+        assert!(flights.enter(|| "second") && !flights.hold(|| "next cut"));
+        late.join().unwrap();
+        assert_eq!(flights.leave(), Some("next cut"));
     });
 }
 
