@@ -7,7 +7,8 @@ const MAPS_LIMIT: u64 = 256 << 20;
 const MIN_BLOCK: u64 = 512;
 const MAX_BLOCK: u64 = 1 << 20;
 const DEFAULT_BLOCK: u64 = 4096;
-const DEFAULT_EXTENT: u64 = 1 << 20;
+/// The size of an extent, unless the device is so large that there would be too many. In virtual time small ones do as well.
+pub const DEFAULT_EXTENT: u64 = if cfg!(feature = "simulation") { 16 << 10 } else { 1 << 20 };
 /// At 32 bytes a digest, more extents than this would need more than 128 MiB.
 const MAX_EXTENTS: u64 = 1 << 22;
 
