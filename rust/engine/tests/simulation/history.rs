@@ -42,6 +42,8 @@ pub struct Facts {
     devices: Vec<Arc<SimulatedStorage>>,
     pub submitted: u64,
     pub trespassed: bool,
+    /// Whether the backups are prepared, and so the sections of the devices are the containers'.
+    pub prepared: bool,
     cancelled: bool,
     tag: u32,
     /// Cells that the container uses, until a program writes there.
@@ -185,7 +187,7 @@ impl History {
         self.model().end(&write.begun, outcome.is_ok() && !write.discards);
         let device = self.device(write.part);
         let mut facts = self.facts();
-        if outcome.is_ok() && !write.discards {
+        if outcome.is_ok() && !write.discards && write.sections_are_held {
             facts.foreign[self.cells(write.part, write.bytes)].fill(false);
         }
         if let Err(error) = &outcome {
@@ -224,8 +226,10 @@ impl History {
     /// What one process does until its end.
     fn live(self: Arc<Self>, life: usize) {
         let drivers = self.drivers(life);
+        // Programs are served only by a process that has taken up what the last one left.
+        let taken_up = (life > 0).then(|| self.resume(&drivers));
         let programs = self.start_programs(&drivers, life);
-        let backups = if life == 0 { self.begin_backups(&drivers) } else { self.resume(&drivers) };
+        let backups = taken_up.unwrap_or_else(|| self.begin_backups(&drivers));
         let canceller = self.start_canceller(&backups);
         for (part, backup) in &backups {
             self.follow(*part, backup);
@@ -248,18 +252,14 @@ impl History {
         };
         let views: Vec<_> = (0..self.plan.parts.len()).map(view).collect();
         self.facts().devices = views.clone();
-        let mut drivers: Vec<Arc<Driver>> = Vec::new();
+        // The engine takes holds in the order of addresses, which must be that of the parts in every run.
+        let mut drivers: Vec<_> = views.iter().map(|view| Driver::new(view.clone())).collect();
         let mut spare = Vec::new();
-        for view in views {
-            // The engine takes holds in the order of addresses, which must be the same in every run.
-            let driver = loop {
-                let driver = Driver::new(view.clone());
-                if drivers.last().is_none_or(|last| Arc::as_ptr(last) < Arc::as_ptr(&driver)) {
-                    break driver;
-                }
-                spare.push(driver);
-            };
-            drivers.push(driver);
+        while let [first, second] = &drivers[..]
+            && Arc::as_ptr(first) > Arc::as_ptr(second)
+        {
+            // One of the two goes to where the other was, or beyond.
+            spare.push(std::mem::replace(&mut drivers[spare.len() % 2], Driver::new(views[spare.len() % 2].clone())));
         }
         drivers
     }
@@ -287,6 +287,7 @@ impl History {
                 }
             }
         }
+        self.facts().prepared = true;
         if let Some(&points) = self.plan.kills.first() {
             for (part, backup) in &backups {
                 let kept = backup.kept().expect("it was prepared to be kept");

@@ -27,6 +27,8 @@ pub struct Write {
     pub begun: Begun,
     /// Whether it leaves open what is there afterwards.
     pub discards: bool,
+    /// Whether it began when the containers had their places.
+    pub sections_are_held: bool,
     /// Whether it may be refused as slow.
     pub fast: bool,
 }
@@ -128,8 +130,10 @@ impl Program {
             None => self.range(part)?,
         };
         let zeroes = what != What::Write || self.chance.one_in(8);
+        let mut sections_are_held = false;
+        self.history.count(|facts| sections_are_held = facts.prepared);
         let begun = self.history.begin(self.history.cells(part, bytes), zeroes);
-        Some(Write { part, bytes, begun, discards: what == What::Discard, fast })
+        Some(Write { part, bytes, begun, discards: what == What::Discard, sections_are_held, fast })
     }
 
     fn data(&self, write: &Write) -> Vec<u8> {

@@ -16,12 +16,13 @@ fn a_few() {
     let begin = std::time::Instant::now();
     let mut failed = 0;
     for seed in first..first + count {
+        if std::env::var_os("LOUD").is_some() { println!("seed {seed}"); }
         let outcome = std::panic::catch_unwind(|| history::run(seed, folder.path()));
         match outcome {
             Ok(outcome) => outcome.counts.into_iter().for_each(|(name, n)| *total.entry(name).or_default() += n),
             Err(_) => {
                 failed += 1;
-                println!("FAILED seed {seed}");
+                println!("FAILED seed {seed} {:?}", plan::Plan::of(seed));
                 if failed > 10 {
                     break;
                 }

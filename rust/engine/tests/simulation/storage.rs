@@ -14,6 +14,8 @@ use crate::model::CELL;
 
 /// The unit in which a sparse device has holes.
 const HOLE: usize = 1024;
+/// After so long a storage on another machine is given up by whoever speaks to it.
+const SILENCE: Duration = Duration::from_secs(600);
 
 /// Bytes that outlive the processes that use them.
 pub struct Disk(Mutex<State>);
@@ -145,11 +147,11 @@ pub enum Kind {
     Sync,
 }
 
-/// Requests that fail, or that are never answered.
+/// Requests that fail, or that are not answered.
 #[derive(Debug, Clone, Copy)]
 pub struct Fault {
     pub kind: Kind,
-    /// The error number; `None` is silence until the storage is interrupted.
+    /// The error number; `None` is silence, to which an interruption or the storage's own patience puts an end.
     pub errno: Option<i32>,
     /// So many pass before.
     pub after: u64,
@@ -211,8 +213,8 @@ impl SimulatedStorage {
         self.state.lock().expect("nobody panics with it")
     }
 
-    /// How long a request takes and what it comes to; silence is an hour.
-    fn draw(&self, kind: Kind) -> (Duration, Option<i32>, bool) {
+    /// How long a request takes, and what it comes to.
+    fn draw(&self, kind: Kind) -> (Duration, Option<i32>) {
         let mut figures = self.figures();
         let pace = self.nature.pace.as_nanos() as u64;
         let mut takes = pace / 2 + figures.chance.below(pace.max(1));
@@ -222,36 +224,29 @@ impl SimulatedStorage {
         let takes = Duration::from_nanos(takes);
         figures.slowest = figures.slowest.max(takes);
         let Some(fault) = figures.fault.as_mut().filter(|fault| fault.kind == kind && fault.times > 0) else {
-            return (takes, None, false);
+            return (takes, None);
         };
         if fault.after > 0 {
             fault.after -= 1;
-            return (takes, None, false);
+            return (takes, None);
         }
         fault.times -= 1;
-        let errno = fault.errno;
+        let outcome = fault.errno.map_or((SILENCE, libc::ETIMEDOUT), |errno| (takes, errno));
         figures.failed += 1;
-        (takes, errno, errno.is_none())
+        (outcome.0, Some(outcome.1))
     }
 
     /// Lets the request take its time.
     fn take_time(&self, kind: Kind, at: u64) -> io::Result<()> {
-        let (takes, errno, silent) = self.draw(kind);
+        let (takes, errno) = self.draw(kind);
         simulation::note(at ^ (kind as u64) << 40 ^ takes.as_nanos() as u64);
         let mut interrupted = self.interrupted.lock();
         let deadline = simulation::Instant::now() + takes;
-        while !*interrupted && (silent || simulation::Instant::now() < deadline) {
-            if silent {
-                self.told.wait(&mut interrupted);
-            } else {
-                self.told.wait_until(&mut interrupted, deadline);
-            }
+        while !*interrupted && simulation::Instant::now() < deadline {
+            self.told.wait_until(&mut interrupted, deadline);
         }
-        match errno {
-            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
-            None if *interrupted => Err(io::Error::from_raw_os_error(libc::ECONNABORTED)),
-            None => Ok(()),
-        }
+        let errno = if *interrupted { Some(libc::ECONNABORTED) } else { errno };
+        errno.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
     }
 
     fn change(&self, range: ByteRange, bytes: Vec<u8>, frees: bool) -> io::Result<()> {
