@@ -44,7 +44,6 @@ pub struct Facts {
     pub trespassed: bool,
     /// Whether the backups are prepared, and so the sections of the devices are the containers'.
     pub prepared: bool,
-    cancelled: bool,
     tag: u32,
     /// Cells that the container uses, until a program writes there.
     foreign: Vec<bool>,
@@ -60,11 +59,13 @@ pub struct Facts {
     resumed: bool,
 }
 
-/// What a history came to, for the coverage.
-#[derive(Debug, Default, Clone)]
+/// What a history came to.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
+    /// A hash of the schedule and of all requests to storages.
     pub trace: u64,
-    pub counts: BTreeMap<&'static str, u64>,
+    /// What happened in it, by name, for the coverage.
+    pub happened: BTreeMap<&'static str, bool>,
 }
 
 /// Runs the history of a seed. Panics if a promise was broken.
@@ -82,7 +83,7 @@ pub fn run(seed: u64, folder: &Path) -> Outcome {
         }
     }
     history.judge();
-    Outcome { trace, counts: history.counts() }
+    Outcome { trace, happened: history.happened() }
 }
 
 impl History {
@@ -191,9 +192,9 @@ impl History {
             facts.foreign[self.cells(write.part, write.bytes)].fill(false);
         }
         if let Err(error) = &outcome {
-            facts.refused += u64::from(self.plan.fail_write);
-            facts.timed_out += u64::from(error.kind == ErrorKind::Timeout);
             let of_device = error.kind == ErrorKind::Device && (device.failed() > 0 || write.fast);
+            facts.refused += u64::from(!of_device);
+            facts.timed_out += u64::from(error.kind == ErrorKind::Timeout);
             assert!(of_device || self.plan.fail_write, "a write failed without a reason: {error}");
         }
         if let Some(since) = since {
@@ -208,13 +209,13 @@ impl History {
     pub fn flush(&self, driver: &Driver, part: usize) {
         let cells = self.cells(part, ByteRange { start: 0, end: self.plan.parts[part].size });
         let before = self.model().look(cells.clone());
+        let foreign = self.facts().foreign[cells.clone()].to_vec();
         if let Err(error) = driver.flush() {
             assert!(self.device(part).failed() > 0, "a flush failed on a sound device: {error}");
             return;
         }
         let durable = self.disk.durable();
         let mut found = model::tags(&durable[cells.start * CELL..cells.end * CELL], cells.start);
-        let foreign = self.facts().foreign[cells.clone()].to_vec();
         // Cells of the container are not the model's.
         let possible = before.1.iter().map(|then| then[0]);
         found.iter_mut().zip(foreign).zip(possible).filter(|((_, foreign), _)| *foreign).for_each(|((found, _), then)| {
@@ -393,12 +394,11 @@ impl History {
         backups
     }
 
-    fn start_canceller(self: &Arc<Self>, backups: &[(usize, Arc<Backup>)]) -> Option<thread::JoinHandle<()>> {
+    fn start_canceller(&self, backups: &[(usize, Arc<Backup>)]) -> Option<thread::JoinHandle<()>> {
         let after = self.plan.cancel_after?;
-        let (history, backups) = (self.clone(), backups.to_vec());
+        let backups = backups.to_vec();
         Some(thread::spawn(move || {
             thread::sleep(after);
-            history.count(|facts| facts.cancelled = true);
             backups.iter().for_each(|(_, backup)| backup.cancel());
         }))
     }
@@ -485,7 +485,7 @@ impl History {
         }
     }
 
-    fn counts(&self) -> BTreeMap<&'static str, u64> {
+    fn happened(&self) -> BTreeMap<&'static str, bool> {
         let facts = self.facts();
         let state = |state: State| facts.ends.iter().flatten().any(|(end, _)| *end == state);
         let cause = |kind: ErrorKind| {
@@ -493,7 +493,7 @@ impl History {
         };
         let drained = facts.statuses.iter().any(|status| status.drains > 0);
         let suspended = facts.statuses.iter().any(|status| status.suspended_writes > 0);
-        let counts = [
+        BTreeMap::from([
             ("complete", state(State::Complete)),
             ("broken", state(State::Broken)),
             ("cancelled", state(State::Cancelled)),
@@ -501,9 +501,8 @@ impl History {
             ("suspended", suspended),
             ("drained", drained),
             ("refused", facts.refused > 0),
-            ("timed-out", facts.timed_out > 0 || cause(ErrorKind::Timeout)),
+            ("timed out", facts.timed_out > 0 || cause(ErrorKind::Timeout)),
             ("trespassed", cause(ErrorKind::Trespass)),
-        ];
-        counts.into_iter().map(|(name, happened)| (name, u64::from(happened))).collect()
+        ])
     }
 }
