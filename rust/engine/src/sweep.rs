@@ -14,14 +14,14 @@ pub use plan::Plan;
 
 use crate::digest::digest_of;
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::{BlockRange, ByteRange, Geometry};
+use crate::geometry::{BlockRange, ByteRange, DEFAULT_EXTENT, Geometry};
 use crate::mutant::planted;
 use crate::round::Round;
 use crate::waiter::{Parker, Waiter, wake_all};
 use crate::zeroes::data_runs;
 
 /// Claimed runs that are no further apart than this are read in one I/O.
-const READ_OVER_BYTES: u64 = 64 << 10;
+const READ_OVER_BYTES: u64 = DEFAULT_EXTENT / 16;
 /// The unit in which zeroes are left out, in bytes; a smaller block size does not make it smaller.
 const ZERO_UNIT: u64 = 4096;
 

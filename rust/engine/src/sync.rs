@@ -3,14 +3,18 @@
 
 #[cfg(loom)]
 mod loom;
-#[cfg(not(any(loom, feature = "shuttle")))]
+#[cfg(not(any(loom, feature = "shuttle", feature = "simulation")))]
 mod real;
 #[cfg(all(feature = "shuttle", not(loom)))]
 mod shuttle;
+#[cfg(all(feature = "simulation", not(any(loom, feature = "shuttle"))))]
+mod simulated;
 
 #[cfg(loom)]
 pub use loom::*;
-#[cfg(not(any(loom, feature = "shuttle")))]
+#[cfg(not(any(loom, feature = "shuttle", feature = "simulation")))]
 pub use real::*;
 #[cfg(all(feature = "shuttle", not(loom)))]
 pub use shuttle::*;
+#[cfg(all(feature = "simulation", not(any(loom, feature = "shuttle"))))]
+pub use simulated::*;

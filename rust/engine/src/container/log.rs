@@ -6,13 +6,14 @@ use super::index::Staged;
 use crate::arena::Marks;
 use crate::buffer::AlignedBuf;
 use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::DEFAULT_EXTENT;
 use crate::mutant::planted;
 use crate::slab::{SlotAllocator, Slots};
 use crate::storage::Storage;
 use crate::sync::{Arc, Mutex, RwLock};
 
 /// The largest write to the log, in bytes.
-const BATCH_BYTES: usize = 1 << 20;
+const BATCH_BYTES: usize = DEFAULT_EXTENT as usize;
 
 /// Slots of one block each, on a storage.
 pub struct Log {
