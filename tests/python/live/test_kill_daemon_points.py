@@ -191,9 +191,14 @@ def strike(scratch: Scratch, point: Point) -> bool:
     return story.struck
 
 
+def all_loops() -> set[str]:
+    """Every loop device of the machine: one whose backing file was unmounted under it has lost its name."""
+    return {path.parts[3] for path in Path("/sys/block").glob("loop*/loop/backing_file")}
+
+
 def strike_all(points: list[Point], tally: Tally) -> None:
     """Each point once, in as many places as there are workers."""
-    left = list(reversed(points))
+    left, loops = list(reversed(points)), all_loops()
 
     def work(_: int) -> None:
         with scratch_folder() as scratch:
@@ -206,6 +211,7 @@ def strike_all(points: list[Point], tally: Tally) -> None:
     with ThreadPoolExecutor(WORKERS) as pool:
         for _ in pool.map(work, range(WORKERS)):
             pass
+    assert all_loops() == loops
 
 
 @pytest.mark.timeout(300)

@@ -72,14 +72,16 @@ fn hold_arm_start(group: &[(&Driver, &Backup)], timeout: Duration) -> Result<Dur
     }
     let since = Instant::now();
     let mut holds = Vec::with_capacity(ordered.len());
-    for (driver, _) in &ordered {
-        holds.push(driver.hold(timeout.saturating_sub(since.elapsed()))?);
+    for (driver, backup) in &ordered {
+        let hold = driver.hold(timeout.saturating_sub(since.elapsed()))?;
+        if planted("group-is-cut-one-by-one") {
+            hold.arm(backup)?;
+            continue;
+        }
+        holds.push(hold);
     }
     for (hold, (_, backup)) in holds.iter().zip(&ordered) {
         hold.arm(backup)?;
-        if planted("group-is-cut-one-by-one") {
-            wake_all(hold.driver.flights.release());
-        }
     }
     drop(holds);
     let held = since.elapsed();
