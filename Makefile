@@ -19,7 +19,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Set QUICK=1 for a run of the benchmarks that takes a minute and proves nothing but that they work.
 bench_options := $(if $(QUICK),--quick)
 
-.PHONY: help demo test proof lint bench build clean debian-for-build debian-for-demo debian-for-tests
+# How long a soak takes.
+TIME := 10m
+simulation := cargo test --quiet -p blockcow-engine --features simulation --test simulation -- --nocapture
+
+.PHONY: help demo test proof soak lint bench build clean debian-for-build debian-for-demo debian-for-tests
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -46,7 +50,11 @@ lint: $(extension)  ## Check format, lints, types, the extension's stub and the 
 # Each step leaves records in target/proof; the last one sums them up and fails if a budget was not reached.
 proof: $(extension) | debian-for-tests  ## Search for a broken promise: schedules, faults, kills, power cuts, planted faults
 	rm -rf target/proof
+	$(simulation) --ignored histories_of_many_seeds
 	$(bin)/python scripts/proof.py
+
+soak:  ## Run the engine in virtual time with fresh seeds until the time is over (TIME=10m) or a promise is broken
+	BLOCKCOW_SOAK=$(TIME) $(simulation) --ignored --exact soak
 
 bench: $(extension) | debian-for-tests  ## Measure beside dd, pure Python and QEMU (QUICK=1: only see that it works)
 	$(bin)/python -m pytest bench/test_bench.py bench/test_frontends.py --timeout=0 --benchmark-quiet $(bench_options)

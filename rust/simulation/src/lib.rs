@@ -14,10 +14,13 @@ mod clock;
 mod condvar;
 mod local;
 mod lock;
+mod order;
 mod panics;
 mod scheduler;
 mod stacks;
 mod task;
+#[cfg(test)]
+mod tests;
 
 pub use arc_swap::ArcSwapOption;
 pub use atomic::{AtomicBool, AtomicU32, AtomicU64};

@@ -20,7 +20,8 @@ impl<T: 'static> LocalKey<T> {
     pub fn with<R>(&'static self, look: impl FnOnce(&T) -> R) -> R {
         let key = std::ptr::from_ref(self).addr();
         let made = || Rc::new((self.make)());
-        let value = scheduler::local(key, || made()).map_or_else(made, |any| any.downcast().expect("a key has one type"));
+        let value =
+            scheduler::local(key, || made()).map_or_else(made, |any| any.downcast().expect("a key has one type"));
         look(&value)
     }
 

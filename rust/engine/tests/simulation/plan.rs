@@ -5,7 +5,7 @@ use std::time::Duration;
 use blockcow_engine::geometry::ByteRange;
 use blockcow_simulation::{Chance, Habits};
 
-use crate::model::CELL;
+use crate::cells::CELL;
 use crate::storage::{Fault, Kind, Nature};
 
 /// Where the container is.
@@ -163,7 +163,11 @@ fn few(chance: &mut Chance, all: u64) -> u64 {
 fn nature(chance: &mut Chance, sick: bool, paces: &[u64], far: bool) -> Nature {
     let fault = sick.then(|| Fault {
         kind: chance.pick(&[Kind::Read, Kind::Write, Kind::Write, Kind::Sync]),
-        errno: if far && chance.one_in(2) { None } else { Some(chance.pick(&[libc::EIO, libc::ENOSPC, libc::ETIMEDOUT])) },
+        errno: if far && chance.one_in(2) {
+            None
+        } else {
+            Some(chance.pick(&[libc::EIO, libc::ENOSPC, libc::ETIMEDOUT]))
+        },
         after: chance.below(30),
         times: chance.pick(&[1, 3, u64::MAX]),
     });

@@ -54,7 +54,8 @@ pub fn named() -> Option<u64> {
 
 /// Runs seeds in this process, up to the first that fails.
 pub fn run_here(seeds: Range<u64>) -> Report {
-    let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("there is room for manifests");
+    let folder =
+        tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("there is room for manifests");
     let mut report = Report::default();
     for seed in seeds {
         report.runs += 1;
