@@ -6,7 +6,6 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use blockcow_engine::backup::Status;
 use blockcow_engine::error::Error;
@@ -45,8 +44,6 @@ pub struct Facts {
     /// Cells that the container uses, until a program writes there.
     pub foreign: Vec<bool>,
     pub kept: Vec<Option<(OwnedFd, String)>>,
-    /// How long writes were held at most.
-    pub held: Duration,
     pub cut: Option<Result<(), Error>>,
     pub instants: Vec<Vec<u8>>,
     pub ends: Vec<Option<(State, Option<Error>)>>,
@@ -186,8 +183,6 @@ impl History {
         self.model().kill();
         let mut facts = self.facts();
         facts.submitted = 0;
-        if facts.cut.is_none() {
-            facts.instants = self.disk.instants();
-        }
+        facts.instants.extend(self.disk.instants());
     }
 }

@@ -11,7 +11,7 @@ use blockcow_engine::driver::{ContainerPlace, Driver, Listing, Remains, Spec, cu
 use blockcow_engine::error::ErrorKind;
 use blockcow_engine::state::State;
 use blockcow_engine::storage::Storage;
-use blockcow_simulation::{Chance, Instant, kill_after, thread};
+use blockcow_simulation::{Chance, kill_after, thread};
 
 use crate::history::History;
 use crate::load::Program;
@@ -23,7 +23,7 @@ impl History {
     pub fn live(self: Arc<Self>, life: usize) {
         let drivers = self.drivers(life);
         // Programs are served only by a process that has taken up what the last one left.
-        let taken_up = (life > 0).then(|| self.resume(&drivers));
+        let taken_up = (life > 0).then(|| self.resume(&drivers, life));
         let programs = self.start_programs(&drivers, life);
         let backups = taken_up.unwrap_or_else(|| self.begin_backups(&drivers));
         let canceller = self.start_canceller(&backups);
@@ -84,26 +84,29 @@ impl History {
             }
         }
         self.facts().prepared = true;
-        if let Some(&points) = self.plan.kills.first() {
+        if !self.plan.kills.is_empty() {
             for (part, backup) in &backups {
                 let kept = backup.kept().expect("it was prepared to be kept");
                 let arena =
                     kept.descriptors.into_iter().find(|(name, _)| name == "arena").expect("there is an arena").1;
                 self.facts().kept[*part] = Some((arena, kept.note));
             }
-            kill_after(points);
+        }
+        if self.plan.kills_before_cut {
+            self.arm_kill(0);
         }
         thread::sleep(self.plan.before[1]);
         self.model().check(&self.disk.bytes(), &self.facts().foreign);
         let group: Vec<_> = backups.iter().map(|(part, backup)| (&*drivers[*part], &**backup)).collect();
         self.disk.watch();
-        let since = Instant::now();
+        if !self.plan.kills_before_cut {
+            self.arm_kill(0);
+        }
         let cut = match group[..] {
             [(driver, backup)] => driver.cut(backup, self.plan.cut_timeout),
             _ => cut_together(&group, self.plan.cut_timeout),
         };
         let mut facts = self.facts();
-        facts.held = since.elapsed();
         facts.instants = self.disk.instants();
         facts.cut = Some(cut.map(drop));
         drop(facts);
@@ -111,6 +114,13 @@ impl History {
             backups.iter().for_each(|(_, backup)| backup.cancel());
         }
         backups
+    }
+
+    /// Has this life end as the plan says.
+    fn arm_kill(&self, life: usize) {
+        if let Some(&points) = self.plan.kills.get(life) {
+            kill_after(points);
+        }
     }
 
     fn spec(&self, part: usize) -> Spec {
@@ -150,7 +160,8 @@ impl History {
     }
 
     /// The next process goes on with what a killed one left.
-    fn resume(&self, drivers: &[Arc<Driver>]) -> Vec<(usize, Arc<Backup>)> {
+    fn resume(&self, drivers: &[Arc<Driver>], life: usize) -> Vec<(usize, Arc<Backup>)> {
+        self.arm_kill(life);
         let mut backups = Vec::new();
         for (part, driver) in drivers.iter().enumerate() {
             let facts = self.facts();
