@@ -19,8 +19,8 @@ pub struct Habits {
     pub calm: u64,
     /// The same few threads run for long, and others starve; else any of those who can may be next.
     pub favourites: bool,
-    /// More switches than this are taken for a loop without end.
-    pub most_switches: u64,
+    /// More scheduling points than this are taken for a loop without end.
+    pub most_points: u64,
 }
 
 /// How a simulation ended.
@@ -183,12 +183,9 @@ impl World {
             if self.killed.get() {
                 return End::Killed;
             }
-            if self.state.borrow().switches > self.habits.most_switches {
-                return End::Stuck(format!(
-                    "no end after {} switches: {}",
-                    self.habits.most_switches,
-                    self.state.borrow().waits()
-                ));
+            if self.points.get() > self.habits.most_points {
+                let waits = self.state.borrow().waits();
+                return End::Stuck(format!("no end after {} scheduling points: {waits}", self.habits.most_points));
             }
         }
     }
@@ -222,8 +219,8 @@ impl World {
         }
         let points = self.points.get() + 1;
         self.points.set(points);
-        if self.kill_at.get() == Some(points) {
-            self.killed.set(true);
+        self.killed.set(self.kill_at.get() == Some(points));
+        if self.killed.get() || points > self.habits.most_points {
             self.suspend();
         }
         let mut state = self.state.borrow_mut();

@@ -17,7 +17,7 @@ crate::thread_local! {
 
 fn run(seed: u64, main: impl FnOnce() + Send + 'static) -> Report {
     let favourites = seed.is_multiple_of(2);
-    simulate(Habits { seed, calm: 2, favourites, most_switches: 10_000 }, main)
+    simulate(Habits { seed, calm: 2, favourites, most_points: 10_000 }, main)
 }
 
 /// Adds to a counter in two steps, as two threads would that forgot the lock.
@@ -104,13 +104,17 @@ fn who_waits_for_ever_is_named() {
 
 #[test]
 fn a_loop_without_end_is_stuck() {
-    let report = run(0, || {
-        let stop = Arc::new(AtomicU64::new(0));
-        let other = stop.clone();
-        thread::spawn(move || while other.load(Ordering::Relaxed) == 0 {});
-        while stop.load(Ordering::Relaxed) == 0 {}
-    });
-    assert!(matches!(report.end, End::Stuck(text) if text.starts_with("no end after 10000 switches")));
+    for both in [false, true] {
+        let report = run(0, move || {
+            let stop = Arc::new(AtomicU64::new(0));
+            let other = stop.clone();
+            if both {
+                thread::spawn(move || while other.load(Ordering::Relaxed) == 0 {});
+            }
+            while stop.load(Ordering::Relaxed) == 0 {}
+        });
+        assert!(matches!(report.end, End::Stuck(text) if text.starts_with("no end after 10000 scheduling points")));
+    }
 }
 
 #[test]

@@ -98,7 +98,7 @@ impl Plan {
 
     pub fn habits(&self, life: usize) -> Habits {
         let seed = self.seed.wrapping_mul(31).wrapping_add(life as u64);
-        Habits { seed, calm: self.calm, favourites: self.favourites, most_switches: 1_000_000 }
+        Habits { seed, calm: self.calm, favourites: self.favourites, most_points: 3_000_000 }
     }
 
     /// Whether nothing stands in the way of a complete backup.
