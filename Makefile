@@ -16,8 +16,9 @@ rust_sources := Cargo.toml Cargo.lock $(shell find rust -name target -prune -o \
 export PIP_QUIET := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# For how long `make soak` goes on.
+# How long a soak takes.
 TIME := 10m
+simulation := cargo test -p blockcow-engine --features simulation --test simulation -- --nocapture
 
 # Set QUICK=1 for a run of the benchmarks that takes a minute and proves nothing but that they work.
 bench_options := $(if $(QUICK),--quick)
@@ -51,15 +52,14 @@ proof: $(extension) | debian-for-tests  ## Search for a broken promise: schedule
 	rm -rf target/proof
 	RUSTFLAGS="--cfg loom" cargo test --release --target-dir target/loom -p blockcow-engine --test models
 	cargo test -p blockcow-engine --features shuttle --test schedules -- --ignored
-	cargo test -p blockcow-engine --features simulation --test simulation -- --ignored histories_of_many_seeds
+	$(simulation) --ignored histories_of_many_seeds
 	cargo test --workspace --exclude blockcow-bindings -- --ignored
 	$(bin)/python -m pytest tests/python -m proof
 	$(bin)/python -m pytest tests/python/test_golden.py
 	$(bin)/python scripts/proof_table.py
 
-soak: $(extension)  ## Histories in virtual time from fresh seeds, for TIME=10m
-	BLOCKCOW_SOAK=$$($(bin)/python -c 'import sys; from blockcow.units import parse_time; print(round(parse_time(sys.argv[1])))' \
-		$(TIME)) cargo test -p blockcow-engine --features simulation --test simulation -- --ignored --nocapture soak
+soak:  ## Run the engine in virtual time with fresh seeds until the time is over (TIME=10m) or a promise is broken
+	BLOCKCOW_SOAK=$(TIME) $(simulation) --ignored --exact soak
 
 bench: $(extension) | debian-for-tests  ## Measure beside dd, pure Python and QEMU (QUICK=1: only see that it works)
 	$(bin)/python -m pytest bench/test_bench.py bench/test_frontends.py --timeout=0 --benchmark-quiet $(bench_options)

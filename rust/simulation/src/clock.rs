@@ -28,11 +28,6 @@ impl Instant {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// So much later, if the clock reaches it.
-    pub fn checked_add(&self, duration: Duration) -> Option<Self> {
-        self.0.checked_add(duration).map(Self)
-    }
-
     /// So much earlier, if the clock was running.
     pub fn checked_sub(&self, duration: Duration) -> Option<Self> {
         self.0.checked_sub(duration).map(Self)
@@ -48,14 +43,6 @@ impl Add<Duration> for Instant {
 
     fn add(self, duration: Duration) -> Self {
         Self(self.0 + duration)
-    }
-}
-
-impl Sub<Duration> for Instant {
-    type Output = Self;
-
-    fn sub(self, duration: Duration) -> Self {
-        Self(self.0 - duration)
     }
 }
 

@@ -1,7 +1,5 @@
 //! Condition variables with the API of `parking_lot`: no wake-up without a reason, and any of the waiting may be the one.
 
-use std::time::Duration;
-
 use crate::clock::Instant;
 use crate::lock::MutexGuard;
 use crate::scheduler::{point, wait, wake};
@@ -48,11 +46,6 @@ impl Condvar {
             told = wait(self.address(), "a condition, for a time", Some(deadline.since_beginning()));
         });
         WaitTimeoutResult(!told)
-    }
-
-    /// Waits to be told, for so long.
-    pub fn wait_for<T: ?Sized>(&self, guard: &mut MutexGuard<'_, T>, timeout: Duration) -> WaitTimeoutResult {
-        self.wait_until(guard, Instant::now() + timeout)
     }
 
     /// Tells one.

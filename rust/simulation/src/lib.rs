@@ -1,6 +1,6 @@
 //! Threads, locks, channels and a clock whose every choice comes from a seed, behind the API of the real ones.
 //!
-//! Exactly one simulated thread runs at a time, each on a stack of its own, all on the one OS thread that called [`simulate`].
+//! Exactly one simulated thread runs at a time, each on a stack of its own, all on the OS thread that called [`simulate`].
 //! Whoever touches a lock, an atomic or a channel may lose its turn there, and time moves on only when all wait: hours take
 //! microseconds, and the same seed does the same again. Nothing is global: OS threads may each run simulations of their own.
 //! Knows nothing of storages or backups, and does not show what weak memory orders allow.
@@ -14,10 +14,13 @@ mod clock;
 mod condvar;
 mod local;
 mod lock;
+mod order;
 mod panics;
 mod scheduler;
 mod stacks;
 mod task;
+#[cfg(test)]
+mod tests;
 
 pub use arc_swap::ArcSwapOption;
 pub use atomic::{AtomicBool, AtomicU32, AtomicU64};

@@ -1,7 +1,6 @@
 //! Thread-locals of simulated threads: all share one OS thread, so the real ones would be everybody's.
 
 use std::rc::Rc;
-use std::thread::AccessError;
 
 use crate::scheduler;
 
@@ -23,14 +22,6 @@ impl<T: 'static> LocalKey<T> {
         let value =
             scheduler::local(key, || made()).map_or_else(made, |any| any.downcast().expect("a key has one type"));
         look(&value)
-    }
-
-    /// As [`LocalKey::with`]; there is no end of a thread at which it fails.
-    ///
-    /// # Errors
-    /// None.
-    pub fn try_with<R>(&'static self, look: impl FnOnce(&T) -> R) -> Result<R, AccessError> {
-        Ok(self.with(look))
     }
 }
 

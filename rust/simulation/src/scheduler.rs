@@ -1,14 +1,12 @@
-//! Decides who runs, and what time it is.
+//! Switches between simulated threads, at the points where that may be. Who is next is decided in `order`.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-use std::fmt::Write;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::chance::{Chance, mix};
+use crate::chance::Chance;
+use crate::order::State;
 use crate::panics;
 use crate::task::{Switch, Task};
 
@@ -21,8 +19,8 @@ pub struct Habits {
     pub calm: u64,
     /// The same few threads run for long, and others starve; else any of those who can may be next.
     pub favourites: bool,
-    /// More switches than this are taken for a loop without end.
-    pub most_switches: u64,
+    /// More scheduling points than this are taken for a loop without end.
+    pub most_points: u64,
 }
 
 /// How a simulation ended.
@@ -51,9 +49,6 @@ pub struct Report {
     pub elapsed: Duration,
 }
 
-/// The time, whose wait ends then (a number for equal times before it), and which of its waits.
-type Timer = Reverse<(Duration, u64, usize, u64)>;
-
 struct World {
     habits: Habits,
     current: Cell<usize>,
@@ -63,20 +58,6 @@ struct World {
     kill_at: Cell<Option<u64>>,
     killed: Cell<bool>,
     state: RefCell<State>,
-}
-
-struct State {
-    chance: Chance,
-    now: Duration,
-    tasks: Vec<Task>,
-    alive: usize,
-    ready: Vec<usize>,
-    /// Who waits at which address.
-    parked: Vec<(usize, usize)>,
-    timers: BinaryHeap<Timer>,
-    timers_set: u64,
-    trace: u64,
-    switches: u64,
 }
 
 thread_local! {
@@ -202,12 +183,9 @@ impl World {
             if self.killed.get() {
                 return End::Killed;
             }
-            if self.state.borrow().switches > self.habits.most_switches {
-                return End::Stuck(format!(
-                    "no end after {} switches: {}",
-                    self.habits.most_switches,
-                    self.state.borrow().waits()
-                ));
+            if self.points.get() > self.habits.most_points {
+                let waits = self.state.borrow().waits();
+                return End::Stuck(format!("no end after {} scheduling points: {waits}", self.habits.most_points));
             }
         }
     }
@@ -241,8 +219,8 @@ impl World {
         }
         let points = self.points.get() + 1;
         self.points.set(points);
-        if self.kill_at.get() == Some(points) {
-            self.killed.set(true);
+        self.killed.set(self.kill_at.get() == Some(points));
+        if self.killed.get() || points > self.habits.most_points {
             self.suspend();
         }
         let mut state = self.state.borrow_mut();
@@ -261,119 +239,5 @@ impl World {
         let mut state = self.state.borrow_mut();
         let left = state.parked.iter().position(|&parked| parked == (address, current));
         left.map(|index| state.parked.remove(index)).is_none()
-    }
-}
-
-impl Default for State {
-    fn default() -> Self {
-        Self {
-            chance: Chance::new(0),
-            now: Duration::ZERO,
-            tasks: Vec::new(),
-            alive: 0,
-            ready: Vec::new(),
-            parked: Vec::new(),
-            timers: BinaryHeap::new(),
-            timers_set: 0,
-            trace: 0,
-            switches: 0,
-        }
-    }
-}
-
-impl State {
-    fn note(&mut self, what: u64) {
-        self.trace = mix(self.trace ^ what);
-    }
-
-    /// Who runs next: of those who can, else whoever waits for the nearest time.
-    fn next(&mut self, favourites: bool) -> Option<usize> {
-        if self.alive == 0 {
-            return None;
-        }
-        if self.ready.is_empty() {
-            self.let_time_pass();
-        }
-        let count = self.ready.len() as u64;
-        let chosen = match count {
-            0 => return None,
-            1 => 0,
-            _ if favourites => self.favourite(),
-            _ => self.chance.below(count) as usize,
-        };
-        let next = self.ready.swap_remove(chosen);
-        self.switches += 1;
-        self.note(next as u64);
-        Some(next)
-    }
-
-    fn favourite(&mut self) -> usize {
-        let tasks = &self.tasks;
-        let best = (0..self.ready.len()).max_by_key(|&index| tasks[self.ready[index]].favour);
-        let best = best.expect("somebody can run");
-        // Favours change, or else one that only ever gives way would keep the others from running.
-        if self.chance.one_in(8) {
-            self.tasks[self.ready[best]].favour = self.chance.draw();
-        }
-        best
-    }
-
-    fn let_time_pass(&mut self) {
-        while let Some(&Reverse((at, _, task, wait))) = self.timers.peek() {
-            let of_now = self.tasks[task].waits.is_some() && self.tasks[task].wait == wait;
-            if of_now && !self.ready.is_empty() && at > self.now {
-                return;
-            }
-            self.timers.pop();
-            if of_now {
-                self.now = self.now.max(at);
-                self.tasks[task].waits = None;
-                self.ready.push(task);
-            }
-        }
-    }
-
-    fn park(&mut self, current: usize, address: usize, what: &'static str, until: Option<Duration>) {
-        self.parked.push((address, current));
-        let task = &mut self.tasks[current];
-        task.waits = Some(what);
-        task.wait += 1;
-        if let Some(until) = until {
-            self.timers.push(Reverse((until, self.timers_set, current, task.wait)));
-            self.timers_set += 1;
-        }
-    }
-
-    fn wake(&mut self, address: usize, all: bool) {
-        loop {
-            let there = self.parked.iter().filter(|(at, _)| *at == address).count() as u64;
-            if there == 0 {
-                return;
-            }
-            let chosen = if all || there == 1 { 0 } else { self.chance.below(there) as usize };
-            let index = (0..self.parked.len()).filter(|&index| self.parked[index].0 == address).nth(chosen);
-            let (_, task) = self.parked.remove(index.expect("it was counted"));
-            // Its time may have come just before: then it can run already.
-            if self.tasks[task].waits.take().is_some() {
-                self.ready.push(task);
-            }
-            if !all {
-                return;
-            }
-        }
-    }
-
-    fn end_of_all(&self) -> End {
-        if self.alive == 0 { End::Finished } else { End::Stuck(format!("all wait for ever: {}", self.waits())) }
-    }
-
-    /// Who is there, and waits for what.
-    fn waits(&self) -> String {
-        let mut text = String::new();
-        let alive = self.tasks.iter().filter(|task| task.coroutine.as_ref().is_some_and(|coroutine| !coroutine.done()));
-        for task in alive {
-            let _ = write!(text, "{} ({}); ", task.name, task.waits.unwrap_or("can run"));
-        }
-        text
     }
 }

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use std::thread::{Result, panicking};
+pub use std::thread::Result;
 
 use crate::condvar::Condvar;
 use crate::lock::Mutex;
@@ -40,11 +40,6 @@ impl<T> JoinHandle<T> {
     /// What it panicked with.
     pub fn join(self) -> Result<T> {
         self.0.take()
-    }
-
-    /// Whether the thread has ended.
-    pub fn is_finished(&self) -> bool {
-        self.0.result.lock().is_some()
     }
 }
 

@@ -10,8 +10,9 @@ use blockcow_engine::geometry::ByteRange;
 use blockcow_engine::storage::Zeroing;
 use blockcow_simulation::{Chance, Instant, thread};
 
+use crate::cells::{CELL, put, tags};
 use crate::history::History;
-use crate::model::{Begun, CELL, put, tags};
+use crate::model::Begun;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum What {

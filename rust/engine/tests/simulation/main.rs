@@ -1,7 +1,11 @@
 //! The real engine in virtual time: histories that a seed decides, over storages that reorder, delay and fail, against a
 //! model of what must come of it.
 
+mod cells;
+mod disk;
 mod history;
+mod judge;
+mod life;
 mod load;
 mod model;
 mod plan;
@@ -17,7 +21,7 @@ use blockcow_proof::Tally;
 use seeds::Report;
 
 const BUDGET: u64 = 200_000;
-/// How many seconds a soak takes; `make soak` sets it.
+/// How long a soak takes, such as 10m; `make soak` sets it.
 const SOAK: &str = "BLOCKCOW_SOAK";
 
 #[test]
@@ -76,7 +80,8 @@ fn soak() {
     if seeds::run_part() {
         return;
     }
-    let time = Duration::from_secs(env::var(SOAK).map_or(10, |text| text.parse().expect("seconds")));
+    let given = env::var(SOAK).map(|text| humantime::parse_duration(&text).expect("a time such as 10m"));
+    let time = given.unwrap_or(Duration::from_secs(10));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let first = seeds::named().unwrap_or(now.as_secs() * 1_000_000);
     let (begin, total) = (Instant::now(), Mutex::new(Report::default()));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use blockcow_engine::geometry::ByteRange;
 use blockcow_simulation::{Chance, Habits};
 
-use crate::model::CELL;
+use crate::cells::CELL;
 use crate::storage::{Fault, Kind, Nature};
 
 /// Where the container is.
@@ -51,6 +51,8 @@ pub struct Plan {
     pub trespass: bool,
     /// After so many scheduling points of a life it is killed, and the next goes on.
     pub kills: Vec<u64>,
+    /// The points count from the preparation on, else from the cut or the resumption on.
+    pub kills_before_cut: bool,
     calm: u64,
     favourites: bool,
 }
@@ -69,7 +71,7 @@ impl Plan {
     pub fn of(seed: u64) -> Self {
         let mut chance = Chance::new(seed);
         let chance = &mut chance;
-        let kills = if chance.one_in(6) { 1 + u64::from(chance.one_in(4)) } else { 0 };
+        let kills = if chance.one_in(4) { 1 + u64::from(chance.one_in(4)) } else { 0 };
         let count = 1 + usize::from(chance.one_in(6));
         let faulty = chance.one_in(3);
         let parts: Vec<_> = (0..count).map(|_| Part::of(chance, faulty && kills == 0, kills > 0)).collect();
@@ -87,6 +89,7 @@ impl Plan {
             cancel_after: chance.one_in(8).then(|| micros(chance, 60_000)),
             trespass: sections && chance.one_in(4),
             kills: (0..kills).map(|_| kill_point(chance)).collect(),
+            kills_before_cut: chance.one_in(4),
             calm: chance.pick(&[2, 8, 40, 300]),
             favourites: chance.one_in(2),
             parts,
@@ -95,7 +98,7 @@ impl Plan {
 
     pub fn habits(&self, life: usize) -> Habits {
         let seed = self.seed.wrapping_mul(31).wrapping_add(life as u64);
-        Habits { seed, calm: self.calm, favourites: self.favourites, most_switches: 1_000_000 }
+        Habits { seed, calm: self.calm, favourites: self.favourites, most_points: 3_000_000 }
     }
 
     /// Whether nothing stands in the way of a complete backup.

@@ -17,7 +17,7 @@ const SEED: &str = "BLOCKCOW_SEED";
 const PART: &str = "BLOCKCOW_SEEDS";
 const REPORT: &str = "report: ";
 /// How many seeds a process runs.
-const AT_A_TIME: u64 = 2000;
+const AT_A_TIME: u64 = 1000;
 
 /// What many histories came to.
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -10,134 +10,10 @@ use blockcow_engine::storage::{Alignment, Storage, Zeroing, check_range};
 use blockcow_simulation as simulation;
 use simulation::Chance;
 
-use crate::model::CELL;
+use crate::disk::Disk;
 
-/// The unit in which a sparse device has holes.
-const HOLE: usize = 1024;
 /// After so long a storage on another machine is given up by whoever speaks to it.
 const SILENCE: Duration = Duration::from_secs(600);
-
-/// Bytes that outlive the processes that use them.
-pub struct Disk(Mutex<State>);
-
-struct State {
-    bytes: Vec<u8>,
-    durable: Vec<u8>,
-    /// How many syncs began, and the last of them whose bytes are in `durable`.
-    syncs: u64,
-    synced: u64,
-    allocated: Vec<bool>,
-    chance: Chance,
-    /// What is under way: the bytes to change, and the cells in which that has not yet happened.
-    under_way: Vec<Change>,
-    changes: u64,
-    /// The instants at which no change was under way, while somebody wants them.
-    instants: Option<Vec<Vec<u8>>>,
-}
-
-struct Change {
-    id: u64,
-    at: usize,
-    bytes: Vec<u8>,
-    cells: Vec<usize>,
-    frees: bool,
-}
-
-impl Disk {
-    pub fn new(bytes: Vec<u8>, seed: u64) -> Arc<Self> {
-        let allocated = bytes.chunks(HOLE).map(|piece| piece.iter().any(|&byte| byte != 0)).collect();
-        let (durable, chance) = (bytes.clone(), Chance::new(seed));
-        let state = State {
-            bytes,
-            durable,
-            syncs: 0,
-            synced: 0,
-            allocated,
-            chance,
-            under_way: Vec::new(),
-            changes: 0,
-            instants: None,
-        };
-        Arc::new(Self(Mutex::new(state)))
-    }
-
-    pub fn bytes(&self) -> Vec<u8> {
-        self.lock().bytes.clone()
-    }
-
-    pub fn durable(&self) -> Vec<u8> {
-        self.lock().durable.clone()
-    }
-
-    /// From now on remembers the instants at which no change is under way.
-    pub fn watch(&self) {
-        let mut state = self.lock();
-        state.instants = Some(Vec::new());
-        state.quiet();
-    }
-
-    /// The instants since then.
-    pub fn instants(&self) -> Vec<Vec<u8>> {
-        self.lock().instants.take().unwrap_or_default()
-    }
-
-    /// The process was killed: each cell of what was under way is changed or not.
-    pub fn kill(&self) {
-        let mut state = self.lock();
-        for change in std::mem::take(&mut state.under_way) {
-            let done = change.cells.iter().copied().filter(|_| state.chance.one_in(2)).collect::<Vec<_>>();
-            state.change(&change, &done);
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().expect("nobody panics with it")
-    }
-
-    fn begin(&self, at: usize, bytes: Vec<u8>, frees: bool) -> u64 {
-        let mut state = self.lock();
-        state.changes += 1;
-        let (id, cells) = (state.changes, (0..bytes.len().div_ceil(CELL)).collect());
-        let mut change = Change { id, at, bytes, cells, frees };
-        state.happen(&mut change, false);
-        state.under_way.push(change);
-        id
-    }
-
-    fn end(&self, id: u64, whole: bool) {
-        let mut state = self.lock();
-        let index = state.under_way.iter().position(|change| change.id == id).expect("it is under way");
-        let mut change = state.under_way.remove(index);
-        state.happen(&mut change, whole);
-        state.quiet();
-    }
-}
-
-impl State {
-    /// A few cells change, or all that are left.
-    fn happen(&mut self, change: &mut Change, whole: bool) {
-        let part = if whole { 1 } else { self.chance.pick(&[1, 2, u64::MAX]) };
-        let chance = &mut self.chance;
-        let now: Vec<usize> = change.cells.iter().copied().filter(|_| chance.one_in(part)).collect();
-        change.cells.retain(|cell| !now.contains(cell));
-        self.change(change, &now);
-    }
-
-    fn change(&mut self, change: &Change, cells: &[usize]) {
-        for cell in cells {
-            let piece = cell * CELL..((cell + 1) * CELL).min(change.bytes.len());
-            let place = change.at + piece.start..change.at + piece.end;
-            self.allocated[place.start / HOLE] |= !change.frees;
-            self.bytes[place].copy_from_slice(&change.bytes[piece]);
-        }
-    }
-
-    fn quiet(&mut self) {
-        if let Some(instants) = self.instants.as_mut().filter(|_| self.under_way.is_empty()) {
-            instants.push(self.bytes.clone());
-        }
-    }
-}
 
 /// What kinds of requests a fault concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -268,16 +144,10 @@ impl Storage for SimulatedStorage {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let range = check_range(self.size(), offset, buf.len() as u64)?;
-        let place = self.part.start + range.start as usize..self.part.start + range.end as usize;
-        buf.copy_from_slice(&self.disk.lock().bytes[place.clone()]);
+        let start = self.part.start + range.start as usize;
+        self.disk.read(buf, start, 1);
         self.take_time(Kind::Read, offset)?;
-        let mut state = self.disk.lock();
-        for (index, cell) in buf.chunks_mut(CELL).enumerate() {
-            if state.chance.one_in(2) {
-                let start = place.start + index * CELL;
-                cell.copy_from_slice(&state.bytes[start..start + cell.len()]);
-            }
-        }
+        self.disk.read(buf, start, 2);
         Ok(())
     }
 
@@ -302,16 +172,9 @@ impl Storage for SimulatedStorage {
     }
 
     fn sync(&self) -> io::Result<()> {
-        let (number, bytes) = {
-            let mut state = self.disk.lock();
-            state.syncs += 1;
-            (state.syncs, state.bytes.clone())
-        };
+        let begun = self.disk.begin_sync();
         self.take_time(Kind::Sync, 0)?;
-        let mut state = self.disk.lock();
-        if number > state.synced {
-            (state.synced, state.durable) = (number, bytes);
-        }
+        self.disk.end_sync(begun);
         Ok(())
     }
 
@@ -331,10 +194,8 @@ impl Storage for SimulatedStorage {
         if !self.nature.sparse || from >= size as u64 {
             return Ok((from < size as u64).then_some(ByteRange { start: from, end: size as u64 }));
         }
-        let state = self.disk.lock();
-        let is_data = |at: &usize| state.allocated[(self.part.start + at) / HOLE];
-        let Some(start) = (from as usize..size).step_by(CELL).find(is_data) else { return Ok(None) };
-        let end = (start..size).step_by(CELL).find(|at| !is_data(at)).unwrap_or(size);
-        Ok(Some(ByteRange { start: start as u64, end: end as u64 }))
+        let Some(found) = self.disk.next_data(self.part.start + from as usize..self.part.end) else { return Ok(None) };
+        let inside = |at: usize| (at - self.part.start) as u64;
+        Ok(Some(ByteRange { start: inside(found.start), end: inside(found.end) }))
     }
 }
