@@ -141,9 +141,13 @@ impl Round {
         moved.is_some() && self.journal.step(Phase::Prepared, Phase::Active)
     }
 
-    /// Makes the same step again, in the place of a dead process.
-    pub(crate) fn begin_again(&self) {
+    /// Makes the same step again, in the place of a dead process. If that was `publishing`, a final name may have been given,
+    /// so from the first moment on only the outcome of publishing ends this backup.
+    pub(crate) fn begin_again(&self, publishing: bool) {
         let moved = self.life.go(State::Active, None);
+        if publishing {
+            self.life.begin_publishing();
+        }
         self.announce(moved, State::Active);
     }
 

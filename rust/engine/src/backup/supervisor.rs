@@ -15,10 +15,8 @@ use crate::sync::{AtomicU32, Ordering, thread};
 /// Takes an active backup to its end.
 pub(super) fn run(round: &Round, outfit: Outfit) {
     if outfit.publishing {
-        // That of the dead process stands in the journal.
-        if round.life.begin_publishing() {
-            round.published(without_panic(|| publish_again(round, outfit.identity)));
-        }
+        // The step of the dead process stands in the journal.
+        round.published(without_panic(|| publish_again(round, outfit.identity)));
         return;
     }
     guarded(round, || {

@@ -161,8 +161,8 @@ impl Driver {
         let hold = self.hold(WATCH_HOLD)?;
         self.refuse_beside_another()?;
         *self.newest.lock() = Some(round.life.clone());
+        round.begin_again(outfit.publishing);
         self.armed.store(Some(round.clone()));
-        round.begin_again();
         hold.release();
         let backup = Backup::new(round.clone(), outfit);
         backup.start(round.journal.held())?;

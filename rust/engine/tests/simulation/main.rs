@@ -32,6 +32,13 @@ fn some_histories() {
     report.assert_covers();
 }
 
+/// A backup that was published when its process died, and was ended in the next one before that had looked.
+#[test]
+fn what_seeds_have_found_before() {
+    let folder = tempfile::tempdir().unwrap();
+    history::run(52305, folder.path());
+}
+
 #[test]
 fn the_same_seed_does_the_same_again() {
     let folder = tempfile::tempdir().unwrap();
