@@ -70,7 +70,9 @@ def passes(program: Path, test: str, mutant: str | None) -> bool:
     """Whether the test ran and passed in time."""
     listed = subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout
     (path,) = re.findall(rf"^((?:\w+::)*{test}): test$", listed, re.MULTILINE)
-    environment = {**os.environ, **({"BLOCKCOW_MUTANT": mutant} if mutant else {})}
+    # What a test records of itself with a fault in it is no record of ours.
+    environment = {**os.environ, "BLOCKCOW_PROOF": str(ROOT / "target" / "mutants" / "proof")}
+    environment |= {"BLOCKCOW_MUTANT": mutant} if mutant else {}
     try:
         ran = subprocess.run(
             [program, path, "--exact", "--include-ignored"],

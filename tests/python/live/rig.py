@@ -296,7 +296,7 @@ def attached(scratch: Scratch, name: str, *devices: object, options: Sequence[st
         there.show_log()
         raise
     there.detach()
-    assert not scratch.left()
+    wait_until(lambda: not scratch.left(), f"nothing is left, but {scratch.left()}")  # the keeper is on its way out
 
 
 @contextmanager

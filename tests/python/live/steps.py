@@ -32,6 +32,9 @@ _EVENT_SECCOMP = 7
 _WALL, _WNOTHREAD = 0x40000000, 0x20000000
 _SYSCALL_STOP = signal.SIGTRAP | 0x80
 
+FORKING = threading.Lock()
+"""Held while a process is forked. Whoever holds it may have files open that no child shall inherit, if only for a moment."""
+
 _NAMELESS = os.O_TMPFILE & ~os.O_DIRECTORY
 _FLAGS = {2: 1, 257: 2}
 """Which argument of the calls that open says whether they may create."""
@@ -117,6 +120,7 @@ def _exec_under_filter(command: Sequence[str], environment: Mapping[str, str], o
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    os.closerange(3, 4096)
     os.setsid()
     _LIBC.ptrace(_TRACEME, 0, None, None)
     os.kill(os.getpid(), signal.SIGSTOP)
@@ -166,13 +170,14 @@ class Tracer:
     def execute(self, command: Sequence[str], environment: Mapping[str, str]) -> Run:
         """Runs it on this thread until the last process under the tracer has ended."""
         output = os.memfd_create("output")
-        child = os.fork()
-        if child == 0:
-            try:
-                _exec_under_filter(command, environment, output)
-            finally:
-                os._exit(127)
-        os.waitpid(child, os.WUNTRACED | _WNOTHREAD)
+        with FORKING:
+            child = os.fork()
+            if child == 0:
+                try:
+                    _exec_under_filter(command, environment, output)
+                finally:
+                    os._exit(127)
+            os.waitpid(child, os.WUNTRACED | _WNOTHREAD)
         self._request(_SETOPTIONS, child, _TRACE_EVENTS)
         self.alive.add(child)
         self._request(_CONT, child, 0)

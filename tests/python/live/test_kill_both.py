@@ -26,6 +26,7 @@ from rig import (
     make_file_system,
     mounted,
     scratch_folder,
+    wait_until,
 )
 from stamps import SECTOR, Region, Stream, Writer, find_flushed, reader
 
@@ -112,7 +113,7 @@ def test_what_was_flushed_is_there_and_nothing_is_left_behind(tried: Callable[[s
             there = rounds.one(there)
         assert there.start(scratch / "later").wait().complete
         there.detach()
-        assert not scratch.left()
+        wait_until(lambda: not scratch.left(), "nothing is left")
         assert scratch.immutable() == []
         assert digests == [
             hashlib.sha256(path.read_bytes()).hexdigest() for path in (earlier, scratch / "earlier.manifest")

@@ -22,7 +22,7 @@ import blockcow
 from blockcow import _blockcow
 from conftest import MIB, sh
 from proof import Tally, tallied
-from steps import Step, Tracer, kill, need_tracing
+from steps import FORKING, Step, Tracer, kill, need_tracing
 
 SIZE = 2 * MIB + 512
 KILLS = 900
@@ -162,18 +162,20 @@ class Point:
     def strike(self, seed: int) -> bool:
         """Kills a backup there and checks. False: this time the backup did not come by."""
         with place(self.kind, seed) as there:
-            met: Counter[str] = Counter()
+            met: Counter[tuple[str, bool]] = Counter()
             struck: list[Step] = []
 
             def at_step(step: Step, tracer: Tracer) -> None:
-                met[step.name] += not step.after
-                if not struck and (step.name, met[step.name], step.after) == (self.name, self.number, self.after):
+                met[step.name, step.after] += 1
+                here = (step.name, met[step.name, step.after], step.after)
+                if not struck and here == (self.name, self.number, self.after):
                     struck.append(step)
                     kill(tracer.alive)
 
             there.run(at_step)
             try:
-                check(there)
+                with FORKING:
+                    check(there)
             except BaseException as error:
                 error.add_note(f"{self} with seed {seed}, killed: {bool(struck)}")
                 raise

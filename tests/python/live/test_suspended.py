@@ -125,7 +125,7 @@ def jammed(scratch: Scratch, hang: Callable[[Scratch], Any], deadline: str) -> I
         for writer in writers:
             writer.begin()
         yield Jam(there, backup, writers)
-    assert not scratch.left()
+    wait_until(lambda: not scratch.left(), "nothing is left")
 
 
 @pytest.mark.timeout(120)
