@@ -33,7 +33,7 @@ _WALL, _WNOTHREAD = 0x40000000, 0x20000000
 _SYSCALL_STOP = signal.SIGTRAP | 0x80
 
 FORKING = threading.Lock()
-"""Held while a process is forked. Whoever holds it may have files open that no child shall inherit, if only for a moment."""
+"""Held while a process is forked: whoever holds it may have files open that no child shall inherit."""
 
 _NAMELESS = os.O_TMPFILE & ~os.O_DIRECTORY
 _FLAGS = {2: 1, 257: 2}
