@@ -16,10 +16,14 @@ rust_sources := Cargo.toml Cargo.lock $(shell find rust -name target -prune -o \
 export PIP_QUIET := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# How long a soak takes.
+TIME := 10m
+simulation := cargo test -p blockcow-engine --features simulation --test simulation -- --nocapture
+
 # Set QUICK=1 for a run of the benchmarks that takes a minute and proves nothing but that they work.
 bench_options := $(if $(QUICK),--quick)
 
-.PHONY: help demo test proof lint bench build clean debian-for-build debian-for-demo debian-for-tests
+.PHONY: help demo test proof soak lint bench build clean debian-for-build debian-for-demo debian-for-tests
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -46,7 +50,16 @@ lint: $(extension)  ## Check format, lints, types, the extension's stub and the 
 # Each step leaves records in target/proof; the last one sums them up and fails if a budget was not reached.
 proof: $(extension) | debian-for-tests  ## Search for a broken promise: schedules, faults, kills, power cuts, planted faults
 	rm -rf target/proof
-	$(bin)/python scripts/proof.py
+	RUSTFLAGS="--cfg loom" cargo test --release --target-dir target/loom -p blockcow-engine --test models
+	cargo test -p blockcow-engine --features shuttle --test schedules -- --ignored
+	$(simulation) --ignored histories_of_many_seeds
+	cargo test --workspace --exclude blockcow-bindings -- --ignored
+	$(bin)/python -m pytest tests/python -m proof
+	$(bin)/python -m pytest tests/python/test_golden.py
+	$(bin)/python scripts/proof_table.py
+
+soak:  ## Run the engine in virtual time with fresh seeds until the time is over (TIME=10m) or a promise is broken
+	BLOCKCOW_SOAK=$(TIME) $(simulation) --ignored --exact soak
 
 bench: $(extension) | debian-for-tests  ## Measure beside dd, pure Python and QEMU (QUICK=1: only see that it works)
 	scripts/newest-qemu target/qemu

@@ -7,6 +7,7 @@ import click
 import pytest
 from code_map import ROOT, read_code_map
 
+import proof_table
 from blockcow.cli import verb
 from blockcow.cli.backup import backup
 
@@ -36,6 +37,30 @@ def test_every_test_named_exists() -> None:
         if not path.exists() or not re.search(rf"^\s*{keyword} {test['name']}\b", path.read_text(), re.MULTILINE):
             missing.append(test.group())
     assert not missing
+
+
+def proving_tests() -> set[str]:
+    """All that `make proof` runs and `make test` does not: ``file::name``."""
+    rust = re.compile(r'#\[ignore = "run by make proof"\]\n\s*fn (\w+)')
+    python = re.compile(r"@pytest\.mark\.proof\n(?:@.*\n)*def (\w+)")
+    found = set()
+    for pattern, folder, kind in ((rust, "rust", "*.rs"), (python, "tests", "*.py")):
+        for path in (ROOT / folder).rglob(kind):
+            found |= {f"{path.relative_to(ROOT)}::{name}" for name in pattern.findall(path.read_text())}
+    return found
+
+
+def test_every_proving_test_is_named() -> None:
+    text = GUARANTEES.read_text()
+    assert len(proving_tests()) > 10
+    assert not [test for test in sorted(proving_tests()) if f"`{test}`" not in text]
+
+
+def test_every_technique_has_its_budget() -> None:
+    """What the tests did is held to these figures at the end of `make proof`."""
+    rows = proof_table.budgets(GUARANTEES.read_text())
+    assert set(rows) == set(proof_table.TECHNIQUES)
+    assert all(budget > 0 for budget in rows.values())
 
 
 def test_every_file_of_the_code_map_exists() -> None:

@@ -12,6 +12,7 @@ _TIME_UNITS = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "":
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m)?", re.ASCII | re.IGNORECASE)
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%", re.ASCII)
 _LARGEST_SIZE = 2**63 - 1  # what a file offset can hold
+_SHORTEST_TIME, _LONGEST_TIME = Fraction(1, 10**9), 86_400
 
 
 def parse_size(text: str | int) -> int:
@@ -34,18 +35,18 @@ def _checked_size(value: Fraction, text: str | int) -> int:
 
 
 def parse_time(text: str | float) -> float:
-    """Seconds from ``30``, ``30s``, ``500ms``, ``2m``. Raises ValueError unless it is above zero and finite."""
+    """Seconds from ``30``, ``30s``, ``500ms``, ``2m``. Raises ValueError unless it is above zero and at most a day."""
     if isinstance(text, str):
         match = _TIME.fullmatch(text.strip())
         if match is None:
             raise ValueError(f"{text!r} is not a time: write seconds, or a number with ms, s or m, for example 500ms")
         number, unit = match.groups()
-        seconds = float(Fraction(number) * _TIME_UNITS[(unit or "").lower()])
+        seconds: Fraction | float = Fraction(number) * _TIME_UNITS[(unit or "").lower()]
     else:
-        seconds = float(text)
-    if not 0 < seconds <= 86_400:
+        seconds = text
+    if not _SHORTEST_TIME <= seconds <= _LONGEST_TIME:  # floats cannot hold all that people type
         raise ValueError(f"{text!r} is out of range: a time is above zero and at most a day")
-    return seconds
+    return float(seconds)
 
 
 def parse_share(text: str | int, whole: int) -> int:

@@ -1,4 +1,4 @@
-"""What the proving tests share: a tally of what one of them tried, in the form that `scripts/proof.py` sums up."""
+"""What the proving tests share: a tally of what each tried, in the form that `scripts/proof_table.py` sums up."""
 
 import json
 import os

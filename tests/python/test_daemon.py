@@ -1,6 +1,7 @@
 """The daemon when its processes die, and what is left then: keeper and worker killed, a worker that cannot start."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from blockcow import loop
+from blockcow.daemon import keeper
 from conftest import MIB, assert_one_error, sh
 from live import Attach, Attaches, wait_until
 
@@ -192,3 +194,17 @@ def test_a_frozen_file_system_is_thawed_though_the_worker_is_killed(
         worker.kill()
         worker.communicate()
         sh("timeout", "30", "touch", str(point / "thawed"))
+
+
+def test_an_errand_whose_worker_died_leaves_no_loop_device(root: None, tmp_path: Path) -> None:
+    """The cleaning after the worker may have been over before the device was there."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(MIB))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    keeper.send(ours, {"file": str(image), "sector": 512, "read_only": False})
+    ours.close()
+    with theirs:
+        command = [sys.executable, "-P", "-m", "blockcow.daemon.errand", "loop", str(theirs.fileno())]
+        ended = subprocess.run(command, pass_fds=[theirs.fileno()], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert loop.on_file(str(image)) == []

@@ -43,7 +43,26 @@ def test_times(text: str | float, seconds: float) -> None:
     assert parse_time(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "s", "0", "-1s", "1h", "2 days", "nan", "inf", "100000m", 0, -1, float("nan")])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "s",
+        "0",
+        "-1s",
+        "1h",
+        "2 days",
+        "nan",
+        "inf",
+        "100000m",
+        "9" * 400,
+        f"0.{'0' * 400}1",
+        0,
+        -1,
+        10**400,
+        float("nan"),
+    ],
+)
 def test_no_times(text: str | float) -> None:
     with pytest.raises(ValueError, match="time"):
         parse_time(text)

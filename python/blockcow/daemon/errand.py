@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +142,13 @@ def _rest(link: socket.socket, request: dict[str, Any]) -> None:
 def _loop(link: socket.socket, request: dict[str, Any]) -> None:
     wanted = {"sector": request["sector"], "read_only": request["read_only"]}
     made = loop.attach(request["file"], **wanted, autoclear=False)
+    try:
+        keeper.send(link, {"path": made.path, "writes_at_once": made.writes_at_once})
+    except OSError:
+        # The worker is dead, and whoever cleaned up after it may have looked for the device before it was there.
+        made.detach()
+        raise
     os.close(made.fd)
-    keeper.send(link, {"path": made.path, "writes_at_once": made.writes_at_once})
 
 
 def _unloop(link: socket.socket, request: dict[str, Any]) -> None:
@@ -165,7 +170,8 @@ def main() -> int:
     try:
         _ERRANDS[sys.argv[1]](link, received[0])
     except Exception as error:  # whatever it is, the worker tells it to whoever asked
-        keeper.send(link, {"error": fields_of(error)})
+        with suppress(BrokenPipeError):  # nobody asks any more
+            keeper.send(link, {"error": fields_of(error)})
         return 1
     return 0
 

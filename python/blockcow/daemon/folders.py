@@ -87,7 +87,10 @@ class RunFolder:
 
     def read(self) -> State:
         """The state last written. Raises OSError, or ValueError if it is damaged."""
-        return msgspec.json.decode((self.path / "state.json").read_bytes(), type=State)
+        try:
+            return msgspec.json.decode((self.path / "state.json").read_bytes(), type=State)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
 
     @property
     def _leftovers(self) -> Path:

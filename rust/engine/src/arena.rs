@@ -53,7 +53,7 @@ pub struct Region {
 /// # Errors
 /// The kernel's error when the memory cannot be mapped.
 pub fn regions(lengths: &[usize]) -> io::Result<Vec<Region>> {
-    cut(lengths, map(total(lengths), None)?)
+    cut(lengths, map(total(lengths)?, None)?)
 }
 
 /// The same in a memfd, so that another process can go on with what is in it.
@@ -61,11 +61,12 @@ pub fn regions(lengths: &[usize]) -> io::Result<Vec<Region>> {
 /// # Errors
 /// The kernel's error when the memory cannot be had.
 pub fn shared_regions(lengths: &[usize]) -> io::Result<Vec<Region>> {
+    let total = total(lengths)?;
     let file = rustix::fs::memfd_create("blockcow-arena", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    rustix::fs::ftruncate(&file, total(lengths) as u64)?;
+    rustix::fs::ftruncate(&file, total as u64)?;
     // Nobody can cut off pages that we have mapped.
     rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    cut(lengths, map(total(lengths), Some(file))?)
+    cut(lengths, map(total, Some(file))?)
 }
 
 /// Takes over the memfd of a process that is dead.
@@ -73,16 +74,20 @@ pub fn shared_regions(lengths: &[usize]) -> io::Result<Vec<Region>> {
 /// # Errors
 /// The kernel's error, or `InvalidData` if it does not have the length of these regions.
 pub fn adopted_regions(file: OwnedFd, lengths: &[usize]) -> io::Result<Vec<Region>> {
-    let found = rustix::fs::fstat(&file)?.st_size as u64;
-    if found != total(lengths) as u64 {
-        let reason = format!("the arena has {found} bytes and not {}", total(lengths));
+    let (found, total) = (rustix::fs::fstat(&file)?.st_size as u64, total(lengths)?);
+    if found != total as u64 {
+        let reason = format!("the arena has {found} bytes and not {total}");
         return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
     }
-    cut(lengths, map(total(lengths), Some(file))?)
+    cut(lengths, map(total, Some(file))?)
 }
 
-fn total(lengths: &[usize]) -> usize {
-    lengths.iter().map(|length| length.next_multiple_of(PAGE)).sum::<usize>().max(PAGE)
+/// The lengths may come from a damaged note.
+fn total(lengths: &[usize]) -> io::Result<usize> {
+    let pages = |sum: usize, length: &usize| sum.checked_add(length.checked_next_multiple_of(PAGE)?);
+    let total = lengths.iter().try_fold(0, pages);
+    let too_large = || io::Error::new(io::ErrorKind::InvalidData, "no memory is as large as the arena would be");
+    Ok(total.ok_or_else(too_large)?.max(PAGE))
 }
 
 fn map(length: usize, file: Option<OwnedFd>) -> io::Result<Arc<Mapping>> {
@@ -178,6 +183,7 @@ impl Words {
     /// Takes a region whose length is a multiple of 8 bytes.
     pub fn new(region: Region) -> Self {
         assert_eq!(region.len() % 8, 0, "whole words");
+        assert_eq!(size_of::<AtomicU64>(), 8, "a model checker's atomics do not lie in an arena");
         Self(region)
     }
 
@@ -205,6 +211,7 @@ impl Marks {
     /// Takes a region whose length is a multiple of 4 bytes.
     pub fn new(region: Region) -> Self {
         assert_eq!(region.len() % 4, 0, "whole marks");
+        assert_eq!(size_of::<AtomicU32>(), 4, "a model checker's atomics do not lie in an arena");
         Self(region)
     }
 

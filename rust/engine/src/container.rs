@@ -10,6 +10,7 @@ mod log;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Room;
 use crate::geometry::{BlockRange, Geometry};
+use crate::mutant::planted;
 use crate::slab::{Memory, Slab};
 use crate::storage::Storage;
 use crate::sync::{Arc, Condvar, Mutex};
@@ -111,8 +112,11 @@ impl Container {
         let mut blocks = Vec::with_capacity(count as usize);
         let mut keep = |block: u32, memory: Memory| {
             let length = self.geometry.bytes_of(BlockRange::at(block, 1)).len() as usize;
-            if !is_zero(&memory[..length]) {
-                memory.mark(block);
+            let looked_at = if planted("half-a-block-of-zeroes-is-zero") { length / 2 } else { length };
+            if !is_zero(&memory[..looked_at]) {
+                if !planted("staged-block-has-no-mark") {
+                    memory.mark(block);
+                }
                 blocks.push((block, Arc::new(memory)));
             }
         };
@@ -124,7 +128,8 @@ impl Container {
         keep(block, memory);
         let zeroes = count - blocks.len() as u32;
         let index = &mut self.state.lock().index;
-        for (block, memory) in blocks {
+        let last = blocks.len() - usize::from(blocks.len() > 1 && planted("index-forgets-a-block"));
+        for (block, memory) in blocks.into_iter().take(last) {
             index.insert(block, memory);
         }
         if self.log.is_some() && index.staged() > self.staging.slots() / 2 {
@@ -213,7 +218,9 @@ impl Container {
         for (block, memory) in batch {
             match slots.next() {
                 Some(slot) => {
-                    slot.mark(block);
+                    if !planted("stored-block-has-no-mark") {
+                        slot.mark(block);
+                    }
                     state.index.stored(block, &memory, slot);
                 }
                 None => state.index.keep_staged(block),

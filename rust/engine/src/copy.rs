@@ -3,6 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Room;
 use crate::geometry::BlockRange;
+use crate::mutant::planted;
 use crate::round::Round;
 use crate::waiter::wake_all;
 
@@ -18,7 +19,7 @@ pub fn copy_before_write(round: &Round, runs: &[BlockRange]) -> Result<()> {
                 Ok(count) => rest.start += count,
                 Err(error) => {
                     give_up(round, rest);
-                    for &run in &runs[index + 1..] {
+                    for &run in runs[index + 1..].iter().filter(|_| !planted("other-claims-are-kept-on-error")) {
                         give_up(round, run);
                     }
                     return Err(error);
@@ -35,10 +36,14 @@ fn copy_piece(round: &Round, run: BlockRange) -> Result<u32> {
     let count = memory.count();
     let piece = BlockRange::at(run.start, count);
     let bytes = round.geometry.bytes_of(piece);
+    if planted("copied-before-it-is-read") {
+        wake_all(round.gate.copied(piece));
+    }
     round
         .device
         .read_at(&mut memory[..bytes.len() as usize], bytes.start)
-        .map_err(|error| Error::io(ErrorKind::Device, "read the old blocks from the device", &error).at(bytes.start))?;
+        .map_err(|error| Error::io(ErrorKind::Device, "read the old blocks from the device", &error).at(bytes.start))
+        .or_else(|error| if planted("unreadable-old-block-is-ignored") { Ok(()) } else { Err(error) })?;
     let unused = round.container.store(piece.start, memory);
     round.tally_copied_before_write(piece);
     wake_all(round.gate.copied(piece));

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::ByteRange;
 use crate::manifest::Manifest;
+use crate::mutant::planted;
 use crate::partial::{PartialFile, folder_of, refuse_among_devices, remove_durably};
 use crate::storage::{Access, FileStorage, Storage, Zeroing};
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
@@ -174,7 +175,7 @@ impl Destination {
     /// # Errors
     /// `Destination`.
     pub fn zero(&self, range: ByteRange) -> Result<()> {
-        if self.file.is_none() {
+        if self.file.is_none() && !planted("zeroes-are-not-written-over-what-was-there") {
             self.storage.zero(range, Zeroing::ANY).map_err(|e| self.failed("write zeroes", &e).at(range.start))?;
         }
         self.zeroed.fetch_add(range.len(), Ordering::Relaxed);
@@ -219,7 +220,8 @@ impl Destination {
     }
 
     fn write_manifest(&self, manifest: &Manifest) -> Result<PartialFile> {
-        self.storage.sync().map_err(|e| self.failed("sync", &e))?;
+        let synced = if planted("image-is-not-synced") { Ok(()) } else { self.storage.sync() };
+        synced.map_err(|e| self.failed("sync", &e))?;
         let (sheet, file) = PartialFile::create_text(&self.manifest_path, ROLE)?;
         let mut out = BufWriter::new(&file);
         let written = manifest.write_to(&mut out).and_then(|()| file.sync_all());
@@ -231,7 +233,10 @@ impl Destination {
     }
 
     fn place(&self, sheet: &PartialFile) -> Result<()> {
-        if self.overwrite {
+        if planted("manifest-gets-its-name-before-the-image") {
+            sheet.place(self.overwrite)?;
+        }
+        if self.overwrite && !planted("old-manifest-stays-beside-a-new-image") {
             // An old manifest must never stand beside a new image.
             remove_durably(&self.manifest_path, ROLE)?;
         }
@@ -242,6 +247,9 @@ impl Destination {
     }
 
     fn discard_image(&self) -> Result<()> {
+        if planted("partial-image-is-left-behind") {
+            return Ok(());
+        }
         if self.resumed {
             self.discard_sheet()?;
         }

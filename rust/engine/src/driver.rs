@@ -23,6 +23,7 @@ use std::io;
 use crate::error::{Error, ErrorKind, Result};
 use crate::flights::Flights;
 use crate::geometry::ByteRange;
+use crate::mutant::planted;
 use crate::round::Round;
 use crate::state::Life;
 use crate::storage::{Storage, Zeroing};
@@ -110,6 +111,9 @@ impl Driver {
     pub fn zero(&self, offset: u64, length: u64) -> Result<()> {
         self.counters.zeroes.counted(length, || {
             let bytes = self.range("zero on the device", offset, length)?;
+            if planted("zero-goes-around-the-gate") {
+                return self.device.zero(bytes, Zeroing::ANY).map_err(|e| device_error("zero on the device", &e));
+            }
             self.passing(bytes, || self.device.zero(bytes, Zeroing::ANY), "zero on the device")
         })
     }
@@ -121,6 +125,9 @@ impl Driver {
     pub fn discard(&self, offset: u64, length: u64) -> Result<()> {
         self.counters.discards.counted(length, || {
             let bytes = self.range("discard on the device", offset, length)?;
+            if planted("discard-goes-around-the-gate") {
+                return self.device.discard(bytes).map_err(|e| device_error("discard on the device", &e));
+            }
             self.passing(bytes, || self.device.discard(bytes), "discard on the device")
         })
     }
@@ -130,9 +137,10 @@ impl Driver {
     /// # Errors
     /// `Device` with the device's own error.
     pub fn flush(&self) -> Result<()> {
-        self.counters
-            .flushes
-            .counted(0, || self.device.sync().map_err(|error| device_error("flush the device", &error)))
+        self.counters.flushes.counted(0, || {
+            if planted("flush-is-not-passed-on") { Ok(()) } else { self.device.sync() }
+                .map_err(|error| device_error("flush the device", &error))
+        })
     }
 
     /// The first stretch at or after `from` that may hold data; `None`: only a hole follows. A write like any other may

@@ -3,6 +3,7 @@
 //! `W` is whatever the caller uses to wake somebody: it is stored when somebody must wait and handed back when it is
 //! time.
 
+use crate::mutant::planted;
 use crate::sync::{AtomicU64, Mutex, Ordering};
 
 const HOLD: u64 = 1 << 63;
@@ -78,7 +79,7 @@ impl<W> Flights<W> {
         let mut waiting = self.waiting.lock();
         let before = self.word.fetch_or(HOLD, Ordering::AcqRel);
         debug_assert_eq!(before & HOLD, 0, "one hold at a time");
-        if before == 0 {
+        if before == 0 || planted("cut-does-not-wait-for-writes-in-flight") {
             return true;
         }
         waiting.holder = Some(holder());
@@ -91,6 +92,9 @@ impl<W> Flights<W> {
         let mut waiting = self.waiting.lock();
         self.word.fetch_and(!HOLD, Ordering::AcqRel);
         waiting.holder = None;
+        if planted("held-writes-are-not-woken") {
+            return Vec::new();
+        }
         std::mem::take(&mut waiting.held)
     }
 

@@ -16,6 +16,7 @@ use std::ops::Deref;
 use crate::arena::Words;
 use crate::copied::CopiedMap;
 use crate::geometry::BlockRange;
+use crate::mutant::planted;
 use crate::sync::{AtomicU64, Mutex};
 use queue::Queue;
 
@@ -94,7 +95,13 @@ impl<W, M: Deref<Target = [AtomicU64]>> Gate<W, M> {
         waiter: impl FnOnce(Ticket) -> W,
     ) -> Admission<W> {
         let mut queue = self.queue.lock();
+        if ticket.is_some() && planted("woken-is-admitted") {
+            return Admission { decision: Decision::Go, wake: None };
+        }
         let decision = self.decide(&mut queue, blocks, ticket, waiter);
+        if planted("wake-is-not-passed-on") {
+            return Admission { decision, wake: None };
+        }
         // Room that this write did not need goes to the next in line, or else that one would sleep beside free room.
         Admission { decision, wake: queue.wake_next_hungry() }
     }
@@ -141,7 +148,12 @@ impl<W, M: Deref<Target = [AtomicU64]>> Gate<W, M> {
     /// The holder of the claims could not copy. Hands back whoever waited, so that one of them claims anew.
     #[must_use]
     pub fn failed(&self, blocks: BlockRange) -> Vec<W> {
-        self.map.unclaim(blocks);
+        if !planted("claim-is-not-released-on-error") {
+            self.map.unclaim(blocks);
+        }
+        if planted("failed-copy-wakes-nobody") {
+            return Vec::new();
+        }
         self.queue.lock().take_parked(blocks)
     }
 
@@ -166,7 +178,7 @@ impl<W, M: Deref<Target = [AtomicU64]>> Gate<W, M> {
         let mut queue = self.queue.lock();
         let Some(first) = self.map.first_pending(blocks).filter(|_| !queue.closed) else { return false };
         // A claim that is given back after this look finds the waiter.
-        if self.map.any_unclaimed(blocks) {
+        if self.map.any_unclaimed(blocks) && !planted("sweeper-sleeps-for-a-claim-given-back") {
             return false;
         }
         let ticket = queue.next_ticket();
@@ -187,6 +199,9 @@ impl<W, M: Deref<Target = [AtomicU64]>> Gate<W, M> {
     pub fn close(&self) -> Vec<W> {
         let mut queue = self.queue.lock();
         queue.closed = true;
+        if planted("close-wakes-nobody") {
+            return Vec::new();
+        }
         queue.take_all()
     }
 
@@ -218,5 +233,7 @@ impl<W, M: Deref<Target = [AtomicU64]>> Gate<W, M> {
     }
 }
 
+#[cfg(test)]
+mod explore;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,13 @@ const MAPS_LIMIT: u64 = 256 << 20;
 const MIN_BLOCK: u64 = 512;
 const MAX_BLOCK: u64 = 1 << 20;
 const DEFAULT_BLOCK: u64 = 4096;
-const DEFAULT_EXTENT: u64 = 1 << 20;
+/// The size of an extent, unless the device is so large that there would be too many. Where backups of a few blocks are made by
+/// the thousand, under a scheduler or in virtual time, they are to have several extents.
+pub const DEFAULT_EXTENT: u64 = match (cfg!(feature = "shuttle"), cfg!(feature = "simulation")) {
+    (true, _) => 1 << 10,
+    (_, true) => 16 << 10,
+    _ => 1 << 20,
+};
 /// At 32 bytes a digest, more extents than this would need more than 128 MiB.
 const MAX_EXTENTS: u64 = 1 << 22;
 

@@ -17,6 +17,8 @@ pub mod geometry;
 mod journal;
 pub mod list;
 pub mod manifest;
+#[doc(hidden)]
+pub mod mutant;
 mod partial;
 pub mod restore;
 mod round;
@@ -26,9 +28,9 @@ pub mod state;
 mod stats;
 pub mod storage;
 mod sweep;
-mod sync;
+pub mod sync;
 pub mod verify;
-mod waiter;
+pub mod waiter;
 pub mod zeroes;
 
 pub use round::Policy;

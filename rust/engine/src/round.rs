@@ -12,6 +12,7 @@ use crate::gate::{Gate, Room};
 use crate::geometry::{BlockRange, ByteRange, Geometry};
 use crate::journal::{Figures, Journal, Phase};
 use crate::list::{BlockList, runs};
+use crate::mutant::planted;
 use crate::state::{Life, State};
 use crate::stats::Stats;
 use crate::storage::Storage;
@@ -213,7 +214,9 @@ impl Round {
 
     /// So that no other process goes on with what has ended.
     fn record_end(&self) {
-        self.journal.end(self.life.state(), self.life.cause().as_ref());
+        if !planted("end-is-not-recorded") {
+            self.journal.end(self.life.state(), self.life.cause().as_ref());
+        }
     }
 
     fn let_go(&self) {
@@ -259,7 +262,7 @@ impl Round {
         let timeout = self.policy.cbw_timeout;
         let is_late = |waiter: &Waiter| waiter.since().is_some_and(|since| now.duration_since(since) >= timeout);
         let Some(oldest) = self.gate.earliest(Waiter::since) else { return now + timeout };
-        if now.duration_since(oldest) < timeout {
+        if now.duration_since(oldest) < timeout || planted("deadline-is-ignored") {
             return oldest + timeout;
         }
         if !self.policy.fail_write {
@@ -300,7 +303,7 @@ impl Round {
         let blocks = self.geometry.blocks_touched(bytes);
         if self.gate.reserves(blocks) {
             self.trespassed(bytes);
-        } else if self.sparse {
+        } else if self.sparse && !planted("hole-written-before-the-cut-is-not-listed") {
             self.record(blocks);
         }
     }

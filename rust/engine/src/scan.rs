@@ -16,6 +16,7 @@ use crate::digest::{ExtentHasher, ZERO_EXTENT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::ByteRange;
 use crate::manifest::Manifest;
+use crate::mutant::planted;
 use crate::partial::partial_path;
 use crate::storage::{Access, FileStorage, Storage};
 use crate::sync::{Arc, AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering};
@@ -193,7 +194,11 @@ impl Reader<'_> {
             done.fetch_add(end - at, Ordering::Relaxed);
             at = end;
         }
-        if hasher.finish() == recorded { Ok(()) } else { sink.damaged(range.start) }
+        if hasher.finish() == recorded || planted("digests-are-not-compared") {
+            Ok(())
+        } else {
+            sink.damaged(range.start)
+        }
     }
 
     /// Where the hole at `at` ends; `at` itself if there is none.

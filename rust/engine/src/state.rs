@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn nothing_comes_between_the_end_of_publishing_and_its_outcome() {
-        for _ in 0..1000 {
+        for _ in 0..300 {
             let (life, cancelling) = (reach(State::Active), AtomicBool::new(false));
             assert!(life.begin_publishing());
             std::thread::scope(|scope| {
@@ -231,6 +231,7 @@ mod tests {
                     while life.state() == State::Active {
                         life.go(State::Cancelled, None);
                         cancelling.store(true, Ordering::Relaxed);
+                        std::thread::yield_now();
                     }
                 });
                 while !cancelling.load(Ordering::Relaxed) {

@@ -14,13 +14,14 @@ pub use plan::Plan;
 
 use crate::digest::digest_of;
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::{BlockRange, ByteRange, Geometry};
+use crate::geometry::{BlockRange, ByteRange, DEFAULT_EXTENT, Geometry};
+use crate::mutant::planted;
 use crate::round::Round;
 use crate::waiter::{Parker, Waiter, wake_all};
 use crate::zeroes::data_runs;
 
 /// Claimed runs that are no further apart than this are read in one I/O.
-const READ_OVER_BYTES: u64 = 64 << 10;
+const READ_OVER_BYTES: u64 = DEFAULT_EXTENT / 16;
 /// The unit in which zeroes are left out, in bytes; a smaller block size does not make it smaller.
 const ZERO_UNIT: u64 = 4096;
 
@@ -77,6 +78,15 @@ impl<'a> Sweeper<'a> {
             self.desk.has_now(block - blocks.start);
         }
         self.blank_absent(blocks);
+        if planted("slot-is-freed-before-delivery") {
+            round.freed(round.container.release(taken));
+            self.deliver(extent, bytes)?;
+            self.delivered(extent);
+            return Ok(());
+        }
+        if planted("delivered-before-the-data") {
+            self.round.journal.deliver(extent);
+        }
         self.deliver(extent, bytes)?;
         self.delivered(extent);
         round.freed(round.container.release(taken));
@@ -126,7 +136,9 @@ impl<'a> Sweeper<'a> {
         let read_over = if self.desk.is_empty() { READ_OVER_BYTES } else { 0 };
         for span in spans(geometry, runs, read_over) {
             let target = (span.start - origin) as usize..(span.end - origin) as usize;
-            if let Err(error) = round.device.read_at(&mut self.desk.buffer[target], span.start) {
+            if let Err(error) = round.device.read_at(&mut self.desk.buffer[target], span.start)
+                && !planted("unreadable-extent-is-ignored")
+            {
                 for &run in runs {
                     wake_all(round.gate.failed(run));
                 }
@@ -149,7 +161,7 @@ impl<'a> Sweeper<'a> {
         let geometry = self.round.geometry;
         let origin = geometry.bytes_of(blocks).start;
         for index in 0..blocks.len() {
-            if self.desk.has(index) {
+            if self.desk.has(index) || planted("what-was-read-over-stays") {
                 continue;
             }
             let block = geometry.bytes_of(BlockRange::at(blocks.start + index, 1));
@@ -169,7 +181,7 @@ impl<'a> Sweeper<'a> {
             round.destination.write(&data[run.clone()], bytes.start + run.start as u64)?;
         }
         zero_if_any(round, bytes.start, done, data.len())?;
-        if done > 0 {
+        if done > 0 && !planted("extent-has-no-digest") {
             round.digests.set(extent, &digest_of(data));
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Who waits at the gate, and how it is woken: a blocked thread, or a parked request that some thread will resume.
 
-use crate::sync::{Arc, Condvar, Instant, Mutex};
+use crate::sync::{Arc, Condvar, Instant, Mutex, thread_local};
 
 /// What a woken party is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,7 +16,7 @@ pub struct Tally {
     violations: AtomicU64,
 }
 
-/// What `scripts/proof.py` reads.
+/// What `scripts/proof_table.py` reads.
 #[derive(Serialize)]
 struct Record<'a> {
     technique: &'a str,

@@ -6,12 +6,14 @@ use super::index::Staged;
 use crate::arena::Marks;
 use crate::buffer::AlignedBuf;
 use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::DEFAULT_EXTENT;
+use crate::mutant::planted;
 use crate::slab::{SlotAllocator, Slots};
 use crate::storage::Storage;
 use crate::sync::{Arc, Mutex, RwLock};
 
 /// The largest write to the log, in bytes.
-const BATCH_BYTES: usize = 1 << 20;
+const BATCH_BYTES: usize = DEFAULT_EXTENT as usize;
 
 /// Slots of one block each, on a storage.
 pub struct Log {
@@ -93,7 +95,14 @@ impl Log {
             return Err(Error::new(ErrorKind::Cancelled, "write to the container", "the backup has ended"));
         }
         let offset = u64::from(first) * self.block_bytes as u64;
-        self.storage.write_at(bytes, offset).map_err(|error| {
+        if planted("write-behind-writes-nothing") {
+            return Ok(());
+        }
+        let written = self.storage.write_at(bytes, offset);
+        if planted("container-write-error-is-ignored") {
+            return Ok(());
+        }
+        written.map_err(|error| {
             Error::io(ErrorKind::Container, "write to the container", &error)
                 .at(offset)
                 .hint("check the storage of the container, or give another with --container")
@@ -113,13 +122,14 @@ impl Log {
             let offset = u64::from(slot) * self.block_bytes as u64;
             self.storage
                 .read_at(&mut buffer[target], offset)
+                .or_else(|error| if planted("container-read-error-is-ignored") { Ok(()) } else { Err(error) })
                 .map_err(|error| Error::io(ErrorKind::Container, "read from the container", &error).at(offset))?;
         }
         Ok(())
     }
 
     pub(super) fn seal(&self) {
-        *self.sealed.write() = true;
+        *self.sealed.write() = !planted("container-is-not-sealed");
     }
 }
 

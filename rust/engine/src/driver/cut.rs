@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use super::Driver;
 use crate::backup::Backup;
 use crate::error::{Error, ErrorKind, Result};
+use crate::mutant::planted;
 use crate::round::Cut;
 use crate::state::State;
 use crate::sync::{Arc, Instant, MutexGuard, Ordering};
@@ -71,8 +72,13 @@ fn hold_arm_start(group: &[(&Driver, &Backup)], timeout: Duration) -> Result<Dur
     }
     let since = Instant::now();
     let mut holds = Vec::with_capacity(ordered.len());
-    for (driver, _) in &ordered {
-        holds.push(driver.hold(timeout.saturating_sub(since.elapsed()))?);
+    for (driver, backup) in &ordered {
+        let hold = driver.hold(timeout.saturating_sub(since.elapsed()))?;
+        if planted("group-is-cut-one-by-one") {
+            hold.arm(backup)?;
+            continue;
+        }
+        holds.push(hold);
     }
     for (hold, (_, backup)) in holds.iter().zip(&ordered) {
         hold.arm(backup)?;
@@ -121,6 +127,8 @@ impl Hold<'_> {
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
-        wake_all(self.driver.flights.release());
+        if !planted("hold-stays") {
+            wake_all(self.driver.flights.release());
+        }
     }
 }

@@ -6,6 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::events::What;
 use crate::gate::{Decision, Ticket};
 use crate::geometry::{BlockRange, ByteRange};
+use crate::mutant::planted;
 use crate::round::Round;
 use crate::sync::{Arc, Instant};
 use crate::waiter::{Waiter, wake_all};
@@ -115,7 +116,8 @@ impl Driver {
 
     /// Copying before a write failed: the policy decides between the write, which then goes uncopied, and the backup.
     fn copy_failed(&self, round: &Round, error: Error) -> Result<()> {
-        if !round.policy.fail_write {
+        let fail_write = round.policy.fail_write || planted("break-backup-fails-the-write");
+        if !fail_write || planted("fail-write-breaks-the-backup") {
             round.broken_by_write(error);
             return Ok(());
         }

@@ -7,6 +7,7 @@ use super::passage::{Passage, Passed};
 use super::{Driver, device_error};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::ByteRange;
+use crate::mutant::planted;
 use crate::storage::Zeroing;
 use crate::sync::channel::{Sender, unbounded};
 use crate::sync::{Arc, Mutex, thread};
@@ -119,6 +120,9 @@ impl Parked<'static> {
     /// Called by whoever wakes the waiter, who has other things to do: the crew takes it from here.
     fn woken(self, outcome: Outcome) {
         let driver = self.driver.clone();
+        if planted("parked-request-is-lost") {
+            return;
+        }
         driver.crew.hand(Box::new(move || match outcome {
             Outcome::AskAgain => self.resume(),
             Outcome::Fail(errno) => {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::room::{Ledger, Limits};
 use crate::geometry::BlockRange;
+use crate::mutant::planted;
 
 /// A write's place in line; kept when it asks again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,9 +14,9 @@ pub(super) struct Queue<W> {
     pub(super) room: Ledger,
     pub(super) closed: bool,
     pub(super) refusal: Option<i32>,
-    parked: BTreeMap<(u32, Ticket), W>,
+    pub(super) parked: BTreeMap<(u32, Ticket), W>,
     /// Those of the parked who lack room, by ticket, with the block under which each is parked.
-    hungry: BTreeMap<Ticket, u32>,
+    pub(super) hungry: BTreeMap<Ticket, u32>,
     tickets: u64,
 }
 
@@ -39,7 +40,7 @@ impl<W> Queue<W> {
     /// Room for the holder of `ticket`: none while somebody who came before waits for room.
     pub(super) fn room_for(&self, ticket: Ticket) -> u32 {
         match self.hungry.first_key_value() {
-            Some((&first, _)) if first < ticket => 0,
+            Some((&first, _)) if first < ticket && !planted("room-goes-to-the-last-to-come") => 0,
             _ => self.room.available(),
         }
     }

@@ -3,6 +3,7 @@
 //! Every write asks, so a backup whose container is elsewhere must pay one comparison, and one with it inside little more.
 
 use crate::geometry::BlockRange;
+use crate::mutant::planted;
 
 /// A set of runs of blocks; empty if the container is elsewhere.
 #[derive(Debug, Clone)]
@@ -50,7 +51,7 @@ impl Reserved {
     /// Whether some block of `blocks` is in it.
     #[inline]
     pub fn touches(&self, blocks: BlockRange) -> bool {
-        blocks.overlaps(self.span) && self.search(blocks)
+        blocks.overlaps(self.span) && self.search(blocks) && !planted("trespass-goes-unnoticed")
     }
 
     fn search(&self, blocks: BlockRange) -> bool {

@@ -1,5 +1,7 @@
 //! The gate's account of the container's space: how many blocks it holds, and when it drains. Numbers only.
 
+use crate::mutant::planted;
+
 /// Space in blocks: slots of the container, and places in the staging area before it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Room {
@@ -31,7 +33,7 @@ impl Limits {
 #[derive(Debug, Clone)]
 pub struct Ledger {
     limits: Limits,
-    used: Room,
+    pub(super) used: Room,
     peak: u32,
     draining: bool,
     drains: u64,
@@ -51,7 +53,8 @@ impl Ledger {
         if self.draining {
             return 0;
         }
-        (self.limits.capacity - self.used.slots).min(self.limits.staging - self.used.staging)
+        let capacity = self.limits.capacity + u32::from(planted("one-slot-more-than-the-capacity"));
+        (capacity - self.used.slots).min(self.limits.staging - self.used.staging)
     }
 
     pub(super) fn reserve(&mut self, blocks: u32) {
@@ -63,7 +66,7 @@ impl Ledger {
 
     /// Somebody needs a slot and there is none: starts the drain if the selected capacity is the reason.
     pub(super) fn begin_drain(&mut self) -> bool {
-        if self.draining || self.used.slots < self.limits.capacity {
+        if self.draining || self.used.slots < self.limits.capacity || planted("drain-never-begins") {
             return false;
         }
         self.draining = true;

@@ -68,6 +68,13 @@ fn at_the_capacity_writes_wait_until_the_amount_is_drained() {
 }
 
 #[test]
+fn a_write_gets_no_more_than_the_capacity_though_staging_has_room() {
+    let gate = gate(100, 2, 1, 8);
+    assert_eq!(ask(&gate, run(0, 3), "a"), Decision::Copy(vec![run(0, 2)]));
+    assert_eq!(gate.room().used(), gate.room().capacity());
+}
+
+#[test]
 fn room_that_a_woken_write_does_not_need_goes_to_the_next() {
     let gate = gate(100, 1, 1, 1);
     assert_eq!(ask(&gate, run(0, 1), "a"), Decision::Copy(vec![run(0, 1)]));

@@ -24,6 +24,12 @@ fn stalled(rig: &Rig, fail_write: bool) -> (Spec, Arc<ThrottledStorage>) {
     (spec, throttle)
 }
 
+/// The block at this offset cannot be read once; the sweep stands still before it comes there.
+fn unreadable(offset: u64) -> Fault {
+    let range = Some(ByteRange { start: offset, end: offset + 4096 });
+    Fault { operation: Operation::Read, errno: 5, range, after: 0, times: Some(1) }
+}
+
 /// Writes backwards through the device, away from the sweep, until a write fails or all are done.
 fn write_all(rig: &Rig, driver: &blockcow_engine::driver::Driver) -> Result<(), blockcow_engine::error::Error> {
     (0..rig.size / 4096).rev().try_for_each(|block| driver.write(&[9; 4096], block * 4096))
@@ -91,13 +97,47 @@ fn under_fail_write_an_unreadable_old_block_fails_its_write() {
     let (spec, throttle) = stalled(&rig, true);
     let backup = driver.prepare(spec).unwrap();
     driver.cut(&backup, PATIENCE).unwrap();
-    faulty.inject(Fault { operation: Operation::Read, errno: 5, range: None, after: 0, times: Some(1) });
+    faulty.inject(unreadable(SIZE - 4096));
     let error = driver.write(&[1; 4096], SIZE - 4096).unwrap_err();
     assert_eq!((error.kind, error.errno), (ErrorKind::Device, Some(5)), "{error}");
     throttle.resume();
     // Its claim was given back: the same write works now.
     driver.write(&[1; 4096], SIZE - 4096).unwrap();
+    finish(&backup);
+    assert_eq!(backup.status().container_used_bytes, 0, "its room was given back too");
+}
+
+#[test]
+fn a_copy_that_fails_breaks_the_backup_and_the_write_goes_through() {
+    let rig = Rig::file(folder_in_memory(), SIZE, &mut Chance::new(7));
+    let faulty = Arc::new(FaultStorage::new(rig.storage.clone()));
+    let driver = blockcow_engine::driver::Driver::new(faulty.clone());
+    let (spec, throttle) = stalled(&rig, false);
+    let backup = driver.prepare(spec).unwrap();
+    driver.cut(&backup, PATIENCE).unwrap();
+    faulty.inject(unreadable(SIZE - 4096));
+    driver.write(&[1; 4096], SIZE - 4096).unwrap();
+    assert_eq!((backup.state(), backup.cause().unwrap().kind), (State::Broken, ErrorKind::Device));
+    throttle.resume();
     assert!(backup.wait(Some(PATIENCE)));
+    assert_eq!(rig.bytes()[SIZE as usize - 4096..], [1; 4096]);
+}
+
+#[test]
+fn of_several_runs_all_are_given_back_when_the_first_cannot_be_read() {
+    let rig = Rig::file(folder_in_memory(), SIZE, &mut Chance::new(8));
+    let faulty = Arc::new(FaultStorage::new(rig.storage.clone()));
+    let driver = blockcow_engine::driver::Driver::new(faulty.clone());
+    let (spec, throttle) = stalled(&rig, true);
+    let backup = driver.prepare(spec).unwrap();
+    driver.cut(&backup, PATIENCE).unwrap();
+    let first = SIZE - 3 * 4096;
+    driver.write(&[1; 4096], first + 4096).unwrap();
+    faulty.inject(unreadable(first));
+    driver.write(&[2; 3 * 4096], first).unwrap_err();
+    throttle.resume();
+    // The sweep copies what the write could not.
+    finish(&backup);
 }
 
 #[test]

@@ -17,15 +17,21 @@ fn rig() -> Rig {
     Rig::file(folder_in_memory(), SIZE, &mut Chance::new(1))
 }
 
-/// What is left of a backup of `device` right after its cut.
-fn left(device: Arc<dyn Storage>, spec: Spec) -> Kept {
+/// What is left of a backup of `device` that died after its cut and `writes`.
+pub fn left_after(device: Arc<dyn Storage>, spec: Spec, writes: impl FnOnce(&Driver)) -> Kept {
     let driver = Driver::new(device);
     let backup = driver.prepare(Spec { keep: true, ..spec }).unwrap();
     let kept = backup.kept().unwrap();
     driver.hold(PATIENCE).unwrap().arm(&backup).unwrap();
+    writes(&driver);
     // Nothing of it is cleaned up, as after a kill.
     std::mem::forget(backup);
     kept
+}
+
+/// What is left of a backup of `device` right after its cut.
+fn left(device: Arc<dyn Storage>, spec: Spec) -> Kept {
+    left_after(device, spec, |_| ())
 }
 
 fn reason(device: Arc<dyn Storage>, remains: Remains) -> String {

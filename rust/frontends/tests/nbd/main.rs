@@ -1,7 +1,6 @@
 //! The NBD server over real sockets, in front of real drivers: what a client may say, and what it gets.
 
 mod client;
-mod fuzz;
 mod harm;
 mod negotiation;
 mod requests;

@@ -10,6 +10,8 @@ use blockcow_engine::error::{Error, ErrorKind, Result};
 
 use crate::nbd::protocol::MAX_STRING;
 
+/// What stands for itself in names and paths.
+const IN_A_PATH: &[u8] = b"/:@";
 /// NBD's port.
 const DEFAULT_PORT: u16 = 10809;
 
@@ -138,13 +140,12 @@ fn decode(text: &str) -> std::result::Result<String, String> {
     }
 }
 
-/// Percent-encodes what would be read as something else.
-fn encode(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+/// Percent-encodes what would be read as something else, less what is `plain` at this place.
+fn encode(f: &mut fmt::Formatter<'_>, text: &str, plain: &[u8]) -> fmt::Result {
     for byte in text.bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' | b':' | b'@' => {
-                f.write_char(byte.into())?;
-            }
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => f.write_char(byte.into())?,
+            _ if plain.contains(&byte) => f.write_char(byte.into())?,
             _ => write!(f, "%{byte:02X}")?,
         }
     }
@@ -155,23 +156,21 @@ impl fmt::Display for Uri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
             Place::Tcp(host, port) => {
-                if host.contains(':') {
-                    write!(f, "nbd://[{host}]")?;
-                } else {
-                    write!(f, "nbd://")?;
-                    encode(f, host)?;
-                }
+                let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
+                write!(f, "nbd://{open}")?;
+                encode(f, host, b":")?;
+                f.write_str(close)?;
                 if *port != DEFAULT_PORT {
                     write!(f, ":{port}")?;
                 }
                 f.write_str("/")?;
-                encode(f, &self.export)
+                encode(f, &self.export, IN_A_PATH)
             }
             Place::Unix(path) => {
                 f.write_str("nbd+unix:///")?;
-                encode(f, &self.export)?;
+                encode(f, &self.export, IN_A_PATH)?;
                 f.write_str("?socket=")?;
-                encode(f, &path.to_string_lossy())
+                encode(f, &path.to_string_lossy(), IN_A_PATH)
             }
         }
     }
@@ -249,7 +248,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_shown_is_read_as_the_same(export in "[^\0]{0,20}", path in "/[^\0]{1,20}", host in "[a-z0-9.:]{1,9}", port in 1u16..) {
+        fn what_is_shown_is_read_as_the_same(export in "[^\0]{0,20}", path in "/[^\0]{1,20}", host in "[a-z0-9.:%@/\\[\\]ä]{1,9}", port in 1u16..) {
             for uri in [unix(&path, &export), tcp(&host, port, &export)] {
                 prop_assert_eq!(&Uri::parse(&uri.to_string()).unwrap(), &uri);
             }

@@ -14,6 +14,7 @@ use std::thread;
 use std::time::Instant;
 
 use blockcow_engine::error::Result;
+use blockcow_engine::mutant::planted;
 
 use super::budget::Budget;
 use super::buffers::{Buffer, Buffers};
@@ -193,7 +194,7 @@ impl Connection {
     /// A change is done, or failed. Runs on a thread of the connection or of the driver's crew.
     fn changed(self: &Arc<Self>, work: Work, mut result: Result<()>) {
         let at_home = HOME.get() == self.address();
-        if result.is_ok() && work.request.durable() {
+        if result.is_ok() && work.request.durable() && !planted("durable-write-is-not-flushed") {
             if !at_home {
                 return self.turns.post(Job::Flush(work), || self.spawn());
             }

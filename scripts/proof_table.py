@@ -4,11 +4,14 @@ Fails when a promise did not hold, a budget was not reached, or a technique left
 """
 
 import json
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-TARGET = Path(__file__).parent.parent / "target"
+ROOT = Path(__file__).parent.parent
+TARGET = ROOT / "target"
+GUARANTEES = ROOT / "docs" / "guarantees.md"
 TECHNIQUES = {
     "loom": "interleavings of the map, the gate and the flights, each tried to its end",
     "exploration": "states of the gate, all histories of a small scope",
@@ -22,6 +25,14 @@ TECHNIQUES = {
     "fuzzing": "inputs to what parses what others wrote",
     "golden": "backups of earlier versions, verified and restored",
 }
+
+
+_BUDGET = re.compile(r"^\| (?P<technique>[a-z-]+) \| (?P<budget>[\d,]+) \|", re.MULTILINE)
+
+
+def budgets(guarantees: str) -> dict[str, int]:
+    """What the document says that each technique does at least."""
+    return {row["technique"]: int(row["budget"].replace(",", "")) for row in _BUDGET.finditer(guarantees)}
 
 
 @dataclass
@@ -64,8 +75,14 @@ def main() -> None:
         table.append({"technique": name, **totals})
     (TARGET / "proof.json").write_text(json.dumps(table, indent=2) + "\n")
 
+    said = budgets(GUARANTEES.read_text())
+    wrong = [
+        f"{name}: {GUARANTEES.name} says {said.get(name, 0):,}, the tests say {technique.total('budget'):,}"
+        for name, technique in techniques.items()
+        if technique.total("budget") != said.get(name)
+    ]
     silent = [f"{name}: no test of it ran" for name, technique in techniques.items() if not technique.records]
-    complaints = silent + [complaint for technique in techniques.values() for complaint in technique.complaints]
+    complaints = silent + wrong + [complaint for technique in techniques.values() for complaint in technique.complaints]
     if complaints:
         sys.exit("\n".join(f"proof: {complaint}" for complaint in complaints))
 

@@ -1,0 +1,3 @@
+//! What the engine is built with for `tests/simulation`: threads, locks and a clock that a seed decides.
+
+pub use blockcow_simulation::*;
