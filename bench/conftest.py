@@ -21,7 +21,7 @@ QEMU = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="small sizes, two rounds: shows that the benchmarks work")
+    parser.addoption("--quick", action="store_true", help="small sizes, one round: shows that the benchmarks work")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -53,6 +53,16 @@ def place(request: pytest.FixtureRequest) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="blockcow-bench-", dir=parent))
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def _tidy(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leaves no image or container of one benchmark to the next."""
+    yield
+    if "place" in request.fixturenames:
+        place: Path = request.getfixturevalue("place")
+        for leftover in [*place.glob("image*"), place / "container", place / "target"]:
+            leftover.unlink(missing_ok=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

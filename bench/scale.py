@@ -37,7 +37,7 @@ FULL = Scale(
     database_scale=20,
 )
 QUICK = Scale(
-    rounds=2,
+    rounds=1,
     idle_bytes=64 << 20,
     load_bytes=16 << 20,
     decisions=100_000,
