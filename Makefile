@@ -62,12 +62,13 @@ soak:  ## Run the engine in virtual time with fresh seeds until the time is over
 	BLOCKCOW_SOAK=$(TIME) $(simulation) --ignored --exact soak
 
 bench: $(extension) | debian-for-tests  ## Measure beside dd, pure Python and QEMU (QUICK=1: only see that it works)
-	$(bin)/python -m pytest bench/test_bench.py bench/test_frontends.py --timeout=0 --benchmark-quiet $(bench_options)
+	scripts/newest-qemu target/qemu
+	$(bin)/python -m pytest bench --ignore bench/test_baseline.py --timeout=0 --benchmark-quiet $(bench_options)
 
 build: $(extension)  ## Build the extension and install the package into .venv
 
 clean:  ## Remove everything that was built
-	rm -rf target $(venv) $(extension) bench/results.json
+	rm -rf target $(venv) $(extension)
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(extension): $(rust_sources) pyproject.toml $(requirements) | debian-for-build

@@ -12,17 +12,25 @@ from rich.console import Console
 from rich.table import Table
 
 from race import Result
+from report import report
 from scale import FULL, QUICK, ROOT, Scale
+from servers import prefer_newest_qemu
 
 RESULTS = pytest.StashKey[list[Result]]()
+QEMU = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="small sizes, two rounds: shows that the benchmarks work")
+    parser.addoption("--quick", action="store_true", help="small sizes, one round: shows that the benchmarks work")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RESULTS] = []
+    config.stash[QEMU] = prefer_newest_qemu()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"QEMU: {config.stash[QEMU]}"
 
 
 @pytest.fixture(scope="session")
@@ -47,26 +55,52 @@ def place(request: pytest.FixtureRequest) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture(autouse=True)
+def _tidy(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leaves no image or container of one benchmark to the next."""
+    yield
+    if "place" in request.fixturenames:
+        place: Path = request.getfixturevalue("place")
+        for leftover in [*place.glob("image*"), place / "container", place / "target"]:
+            leftover.unlink(missing_ok=True)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     results = config.stash[RESULTS]
     if not results:
         return
-    table = Table("scenario", "contestant", "median", "rounds, lowest to highest", "unit")
-    goals = Table("goal", "bound", "measured", "outcome")
-    for result in results:
-        for figure in result.figures:
-            table.add_row(result.scenario, figure.contestant, f"{figure.median:,.4g}", figure.spread, result.unit)
-        for goal in result.goals:
-            sign = "at least" if goal.better == "more" else "at most"
-            outcome = "reached" if goal.met else "missed"
-            goals.add_row(
-                f"{result.scenario}: {goal.measure}", f"{sign} {goal.bound:,g}", f"{goal.reached:,.4g}", outcome
-            )
     console = Console(file=terminalreporter._tw._file, width=150)
-    console.print()
-    console.print(table, goals)
+    for scenario in dict.fromkeys(result.scenario for result in results):
+        console.print(table_of(scenario, [result for result in results if result.scenario == scenario]))
+    console.print(goals_of(results))
     if config.getoption("--quick"):
         console.print("A quick run: its figures mean nothing.")
-    path = ROOT / "bench" / "results.json"
-    path.write_text(json.dumps([result.as_json() for result in results], indent=1) + "\n")
-    console.print(f"written to {path.relative_to(ROOT)}")
+    told = {"qemu": config.stash[QEMU], "quick": config.getoption("--quick")}
+    path = ROOT / "target" / "bench" / "results.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(told | {"results": [result.as_json() for result in results]}, indent=1) + "\n")
+    page = path.with_name("report.html")
+    page.write_text(report(json.loads(path.read_text())))
+    console.print(f"written to {path.relative_to(ROOT)} and {page.relative_to(ROOT)}")
+
+
+def table_of(scenario: str, results: list[Result]) -> Table:
+    """Medians of one scenario, and the lowest and highest round."""
+    contestants = list(dict.fromkeys(figure.contestant for result in results for figure in result.figures))
+    table = Table("", "unit", *contestants, title=scenario, title_justify="left")
+    for result in results:
+        cells = {figure.contestant: f"{figure.median:,.4g}  [dim]{figure.spread}[/]" for figure in result.figures}
+        table.add_row(result.measure, result.unit, *(cells.get(contestant, "") for contestant in contestants))
+    return table
+
+
+def goals_of(results: list[Result]) -> Table:
+    """Every goal, with what was measured against it."""
+    table = Table("scenario", "measure", "goal", "measured", "outcome", title="Goals", title_justify="left")
+    for result in results:
+        for goal in result.goals:
+            sign = "at least" if goal.better == "more" else "at most"
+            bound = f"{goal.measure} {sign} {goal.bound:,g}"
+            outcome = "reached" if goal.met else "[bold]missed[/]"
+            table.add_row(result.scenario, result.measure, bound, f"{goal.reached:,.4g}", outcome)
+    return table

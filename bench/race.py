@@ -42,19 +42,24 @@ class Goal:
 
 @dataclass
 class Result:
-    """One scenario: what was measured, in which unit, by whom, and the goals that go with it."""
+    """One figure of a scenario: what was measured, in which unit, by whom, and the goals that go with it."""
 
     scenario: str
+    measure: str
     unit: str
     figures: list[Figure]
     goals: list[Goal] = field(default_factory=list)
+    plots: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By contestant, what `latency.Trace.for_plots` gives of one round."""
 
     def as_json(self) -> dict[str, Any]:
         return {
             "scenario": self.scenario,
+            "measure": self.measure,
             "unit": self.unit,
             "figures": [asdict(figure) | {"median": figure.median} for figure in self.figures],
             "goals": [asdict(goal) | {"met": goal.met} for goal in self.goals],
+            "plots": self.plots,
         }
 
 

@@ -17,6 +17,10 @@ class Scale:
     served_bytes: int
     fio_seconds: float
     fio_rounds: int
+    written_bytes: int
+    slow_bytes_per_second: int
+    database_bytes: int
+    database_scale: int
 
 
 FULL = Scale(
@@ -27,13 +31,21 @@ FULL = Scale(
     served_bytes=256 << 20,
     fio_seconds=1.0,
     fio_rounds=5,
+    written_bytes=256 << 20,
+    slow_bytes_per_second=20_000_000,
+    database_bytes=1 << 30,
+    database_scale=20,
 )
 QUICK = Scale(
-    rounds=2,
+    rounds=1,
     idle_bytes=64 << 20,
     load_bytes=16 << 20,
     decisions=100_000,
     served_bytes=16 << 20,
     fio_seconds=0.1,
     fio_rounds=1,
+    written_bytes=32 << 20,
+    slow_bytes_per_second=40_000_000,
+    database_bytes=256 << 20,
+    database_scale=1,
 )

@@ -1,48 +1,47 @@
-"""Serves a device by FUSE and loop, or by NBD, in a process of its own, and backs it up again and again while told to.
+"""Serves a device by FUSE and loop, or by NBD, in a process of its own, and backs it up when told to.
 
-Run by `frontends.py`. ``serve.py fuse|nbd DEVICE PLACE`` prints where programs find the device. Then it reads lines:
-``backup`` begins a row of backups without a pause, ``idle`` ends it and prints how many bytes they read.
+Run by `servers.py`. ``serve.py fuse|nbd DEVICE PLACE`` prints where programs find the device. Then it reads lines, each
+an object of JSON with what `Device.backup` takes; for each it prints ``cut`` when the cut was made, and at the end of
+the backup an object with the fields of `latency.Outcome`.
 """
 
+import json
 import socket
 import sys
-import threading
-from contextlib import ExitStack, suppress
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import blockcow
 from blockcow import loop
 from blockcow._blockcow import FuseExport, NbdServer
+from latency import Outcome
+
+_LOOK_EVERY = 0.02
 
 
-class Backups:
-    """Backups of one device, one after the other, until they are stopped."""
-
-    def __init__(self, device: blockcow.Device, place: Path) -> None:
-        self._device, self._place = device, place
-        self._current: blockcow.Backup | None = None
-        self._stopped = False
-        self._done_bytes = 0
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        image = self._place / "image"
-        while not self._stopped:
-            for leftover in self._place.glob("image*"):
-                leftover.unlink()
-            self._current = self._device.backup(container=self._place / "container", dest=image)
-            with suppress(blockcow.CancelledError):
-                self._current.wait()
-            self._done_bytes += self._current.status().done_bytes
-
-    def stop(self) -> int:
-        self._stopped = True
-        while self._thread.is_alive():
-            if self._current:
-                self._current.cancel()
-            self._thread.join(0.01)
-        return self._done_bytes
+def outcome_of(backup: blockcow.Backup, began: float) -> Outcome:
+    """Waits for the end, and looks at the container meanwhile."""
+    fill: list[tuple[float, int]] = []
+    first_full = None
+    while not backup.ended(_LOOK_EVERY):
+        status = backup.status()
+        fill.append((time.time() - began, status.container_used_bytes))
+        if first_full is None and (status.draining or status.drains):
+            first_full = fill[-1][0]
+    seconds = time.time() - began
+    status = backup.status()
+    return Outcome(
+        status=status.status,
+        began=began,
+        seconds=seconds,
+        container_peak_bytes=status.container_peak_bytes,
+        fill=fill,
+        first_full_s=first_full,
+        hold_us=status.hold_us,
+        error=status.error or "",
+    )
 
 
 def serve(kind: str, device: blockcow.Device, place: Path, stack: ExitStack) -> str:
@@ -69,13 +68,12 @@ def main(kind: str, path: str, place: str) -> None:
     with ExitStack() as stack:
         device = stack.enter_context(blockcow.Device(path))
         print(serve(kind, device, Path(place), stack), flush=True)
-        backups: Backups | None = None
         for line in sys.stdin:
-            if line == "backup\n":
-                backups = Backups(device, Path(place))
-            elif backups:
-                print(backups.stop(), flush=True)
-                backups = None
+            order = json.loads(line)
+            began = time.time()
+            backup = device.backup(**order)
+            print("cut", flush=True)
+            print(json.dumps(asdict(outcome_of(backup, began))), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Backs up one device in a process of its own and prints how long it took to start and how much memory it took.
 
-Run by `test_bench.py`, because the peak of memory is a figure of the whole process.
+Run by `test_sizes.py`, because the peak of memory is a figure of the whole process.
 """
 
 import json
@@ -20,4 +20,6 @@ with blockcow.Device(device_path) as device:
 # Not getrusage: its peak includes what the parent process held before this one was started.
 peak = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
 assert peak
-print(json.dumps({"start_s": start_s, "peak_bytes": int(peak[1]) * 1024, "status": backup.status().status}))
+status = backup.status()
+figures = {"start_s": start_s, "peak_bytes": int(peak[1]) * 1024, "status": status.status, "hold_us": status.hold_us}
+print(json.dumps(figures))
