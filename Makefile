@@ -44,6 +44,7 @@ lint: $(extension)  ## Check format, lints, types, the extension's stub and the 
 	$(bin)/mypy --strict python
 	$(bin)/mypy --strict tests
 	$(bin)/mypy --strict bench
+	$(bin)/mypy --strict scripts
 	$(bin)/python -m mypy.stubtest blockcow._blockcow
 	$(bin)/python -m pytest -q tests/test_layering.py
 

@@ -27,6 +27,7 @@ SIZE = 24 * MIB
 NAME = "disk"
 WORKERS = 2
 TRIES = 5
+KILLS = 80
 SYNCED = "what was synced is there"
 STEPS = {
     "create run/disk/state.json.new",
@@ -241,7 +242,7 @@ def test_killed_at_every_step(tried: Callable[[str], None]) -> None:
     with scratch_folder() as scratch:
         make_device(scratch)
         points = points_of(scratch)
-    with tallied("kill", "daemon_killed_at_every_step", len(STEPS) * 2) as tally:
+    with tallied("kill", "daemon_killed_at_every_step", KILLS) as tally:
         strike_all(points, tally)
     workers = sum(point.worker_only for point in points)
     tried(

@@ -25,7 +25,7 @@ from proof import Tally, tallied
 from steps import FORKING, Step, Tracer, kill, need_tracing
 
 SIZE = 2 * MIB + 512
-KILLS = 900
+KILLS = 920
 WORKERS = 2
 TRIES = 5
 """The threads of a backup take their steps in another order at times: so often a step is looked for."""
