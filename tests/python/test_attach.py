@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from conftest import MIB, assert_one_error, sh
-from live import Attach, Attaches
+from live import Attach, Attaches, wait_until
 
 SIZE = 64 * MIB
 
@@ -36,7 +36,7 @@ def test_a_file_system_is_made_backed_up_and_detached(attached: Attach, disk: Pa
     assert (summary["status"], summary["worker_restarts"]) == ("complete", 0)
     sh("e2fsck", "-fn", str(tmp_path / "out.img"))
     attached.run("detach", attached.name)
-    assert not attached.folder.exists()
+    wait_until(lambda: not attached.folder.exists(), "the run folder to go")
     assert not Path(f"/sys/block/{Path(attached.path).name}/loop").exists()
     assert disk.read_bytes() == (tmp_path / "out.img").read_bytes()
 
@@ -115,7 +115,7 @@ def test_detach_refuses_while_mounted_and_forces(attached: Attach, tmp_path: Pat
         assert f"cut off: {attached.path} is mounted at {point}" in forced.stderr
     finally:
         sh("umount", "--lazy", str(point))
-    assert not attached.folder.exists()
+    wait_until(lambda: not attached.folder.exists(), "the run folder to go")
 
 
 def test_status_and_restart(attached: Attach, disk: Path) -> None:

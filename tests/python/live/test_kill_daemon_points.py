@@ -64,7 +64,7 @@ class Story:
         self._scratch, self._point = scratch, point
         self.struck = False
         self.met: Counter[str] = Counter()
-        self.of_worker: set[str] = set()
+        self.of_worker: set[tuple[str, bool]] = set()
         self._tracer = Tracer(scratch.folder, self._at_step)
 
     def _worker(self) -> int:
@@ -77,7 +77,7 @@ class Story:
         point, worker = self._point, self._worker()
         if point is None:
             if worker:
-                self.of_worker.add(step.name)
+                self.of_worker.add((step.name, step.after))
         elif not self.struck and (step.name, step.after) == (point.name, point.after):
             pids = {worker} - {0} if point.worker_only else self._tracer.alive
             self.struck = bool(pids)
@@ -175,7 +175,7 @@ def points_of(scratch: Scratch) -> list[Point]:
     check(scratch)
     assert not STEPS - set(story.met), f"not met: {STEPS - set(story.met)}; met: {sorted(story.met)}"
     return [
-        Point(name, after, worker_only=name in story.of_worker and after == bool(number % 2))
+        Point(name, after, worker_only=(name, after) in story.of_worker and after == bool(number % 2))
         for number, name in enumerate(story.met)
         for after in (False, True)
     ]
