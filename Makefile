@@ -33,12 +33,17 @@ demo: $(extension) | debian-for-demo  ## Back up a device under full write load 
 
 test: $(extension) | debian-for-tests  ## Run the tests of the engine, the package and the documents
 	cargo test --workspace --exclude blockcow-bindings
+	$(simulation)
 	$(bin)/python -m pytest tests
 	$(bin)/python -m pytest bench/test_baseline.py
 
 lint: $(extension)  ## Check format, lints, types, the extension's stub and the layers
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy -p blockcow-engine --features mutants --lib -- -D warnings
+	cargo clippy -p blockcow-engine --features shuttle --lib --test schedules -- -D warnings
+	cargo clippy -p blockcow-engine --features simulation --lib --test simulation -- -D warnings
+	RUSTFLAGS="--cfg loom" cargo clippy --target-dir target/loom -p blockcow-engine --lib --test models -- -D warnings
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/mypy --strict python

@@ -58,8 +58,8 @@ impl World {
     /// The old bytes of a claimed block, kept once and for ever.
     fn keep(&self, block: u32) {
         let old = self.read(block);
-        // SAFETY: loom panics if somebody else is here.
         self.kept[self.at(block)].with_mut(|kept| {
+            // SAFETY: loom panics if somebody else is here.
             let before = unsafe { (*kept).replace(old) };
             assert_eq!(before, None, "block {block} is copied twice");
         });

@@ -33,13 +33,27 @@ impl History {
             assert!(of_device || self.plan.fail_write, "a write failed without a reason: {error}");
         }
         if let Some(since) = since {
-            let blocks = write.bytes.len().div_ceil(self.plan.parts[write.part].block) as u32;
-            // The cut holds writes for one I/O, on any of the devices.
-            let slowest = facts.devices.iter().map(|device| device.slowest()).max().unwrap_or_default();
-            let bound = self.plan.timeout + slowest * (blocks + 3);
-            let took = since.elapsed();
+            drop(facts);
+            let (took, bound) = (since.elapsed(), self.plan.timeout + self.bound(write.part, write.bytes));
             assert!(took <= bound, "a write took {took:?}, and may take {bound:?}");
         }
+    }
+
+    /// The slowest request to any device so far.
+    pub fn slowest(&self) -> Duration {
+        self.facts().devices.iter().map(|device| device.slowest()).max().unwrap_or_default()
+    }
+
+    /// How long a write may take that does not wait for room: it is held by the cut, copies its blocks, and writes.
+    fn bound(&self, part: usize, bytes: ByteRange) -> Duration {
+        let blocks = bytes.len().div_ceil(self.plan.parts[part].block) as u32;
+        self.slowest() * (blocks + 3)
+    }
+
+    /// Submitting waits for the device only, or for the container's last write into a place that it must not use any more.
+    pub fn judge_submission(&self, part: usize, bytes: ByteRange, took: Duration) {
+        let bound = self.bound(part, bytes);
+        assert!(took <= bound || self.plan.trespass, "submitting took {took:?}, and may take {bound:?}");
     }
 
     /// What was acknowledged before a flush is durable after it.
@@ -95,7 +109,7 @@ impl History {
             let manifest = &self.manifests[part];
             let partial = manifest.with_extension("partial");
             let Some((State::Complete, _)) = end else {
-                assert!(!manifest.exists() && !partial.exists(), "a manifest is left of what is not complete");
+                assert!(!manifest.exists() && !partial.exists(), "a manifest is left of what is not complete: {end:?}");
                 let calm = self.plan.is_calm() && matches!(facts.cut, Some(Ok(())));
                 assert!(!calm, "not complete, and nothing stood in the way: {end:?}");
                 continue;

@@ -75,7 +75,9 @@ impl Program {
                     What::Zero => Request::Zero(bytes, how),
                     What::Discard => Request::Discard(bytes),
                 };
+                let since = Instant::now();
                 self.drivers[part].submit(request, Box::new(done));
+                self.history.judge_submission(part, bytes, since.elapsed());
             }
             self.rest();
         }
@@ -103,11 +105,13 @@ impl Program {
         let Some(bytes) = self.range(part) else { return };
         let cells = self.history.cells(part, bytes);
         let before = self.history.model().look(cells.clone());
-        let mut buffer = vec![0; bytes.len() as usize];
+        let (mut buffer, since) = (vec![0; bytes.len() as usize], Instant::now());
         match self.drivers[part].read(&mut buffer, bytes.start) {
             Ok(()) => self.history.model().check_read(&tags(&buffer, cells.start), cells.start, &before),
             Err(error) => assert!(self.history.device(part).failed() > 0, "a read failed on a sound device: {error}"),
         }
+        let (took, slowest) = (since.elapsed(), self.history.slowest());
+        assert!(took <= slowest, "a read took {took:?}, and the slowest request to a device {slowest:?}");
     }
 
     /// Some bytes of a device, not of the container's; `None` if there are none near.
