@@ -9,6 +9,7 @@ from pathlib import Path
 from blockcow import loop, mounts
 from blockcow._blockcow import BlockcowError
 from blockcow.daemon.folders import RunFolder, State
+from blockcow.daemon.frozen import thaw
 from blockcow.daemon.uses import mounts_on
 from blockcow.inside import clean as clean_inside
 
@@ -31,7 +32,7 @@ def clean(folder: RunFolder) -> list[str]:
             loops = loop.on_file(place.file)
             _unmount(place.file, found)  # first: until then a loop device waits for whoever serves its file
             for path in loops:
-                _loop(path, found)
+                _loop(path, folder.path / "thaw", found)
     broken = [path.removesuffix(".partial") for path in state.partials if _remove(path)]
     found += [f"{path}: the backup is broken; what there was of it is removed" for path in broken]
     left = [path for path in dict.fromkeys((*folder.leftovers(), *state.containers)) if not _container(path, found)]
@@ -60,17 +61,26 @@ def _unmount(file: str, found: list[str]) -> None:
         found.append(f"{file}: unmounted")
 
 
-def _loop(path: str, found: list[str]) -> None:
+def _loop(path: str, spare: Path, found: list[str]) -> None:
     """Ends the loop device on our file; one that is in use ends with its last user."""
     advice = "is still mounted from it: unmount it, then attach and mount again"
     found += [f"{path} is gone, but {point} {advice}" for point in mounts_on(path)]
     try:
-        loop.adopt(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)).detach(1.0)
-        found.append(f"{path}: detached")
-    except BlockcowError:
-        found.append(f"{path}: still in use; it ends with its last user")
+        ended = _detach(path)
+        if not ended and thaw(path, spare):
+            found.append(f"{path}: its file system is thawed; it was frozen for the cut of a backup")
+            ended = not mounts_on(path) and _detach(path)
+        found.append(f"{path}: detached" if ended else f"{path}: still in use; it ends with its last user")
     except OSError as error:
         found.append(f"{path} cannot be detached: {error.strerror}")
+
+
+def _detach(path: str) -> bool:
+    try:
+        loop.adopt(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)).detach(1.0)
+    except BlockcowError:
+        return False
+    return True
 
 
 def _container(path: str, found: list[str]) -> bool:

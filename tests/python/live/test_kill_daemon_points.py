@@ -228,6 +228,7 @@ def test_killed_at_a_few_steps() -> None:
     points = [
         Point("mount run/disk/file-device", after=True, worker_only=False),
         Point("freeze mnt", after=True, worker_only=True),
+        Point("freeze mnt", after=True, worker_only=False),
         Point("flags mnt/#N", after=True, worker_only=False),
     ]
     tally = Tally("kill", "", 0)
