@@ -18,6 +18,7 @@ class Scale:
     fio_seconds: float
     fio_rounds: int
     written_bytes: int
+    slow_written_bytes: int
     slow_bytes_per_second: int
     database_bytes: int
     database_scale: int
@@ -31,7 +32,8 @@ FULL = Scale(
     served_bytes=256 << 20,
     fio_seconds=1.0,
     fio_rounds=5,
-    written_bytes=256 << 20,
+    written_bytes=1 << 30,
+    slow_written_bytes=256 << 20,
     slow_bytes_per_second=20_000_000,
     database_bytes=1 << 30,
     database_scale=20,
@@ -44,7 +46,8 @@ QUICK = Scale(
     served_bytes=16 << 20,
     fio_seconds=0.1,
     fio_rounds=1,
-    written_bytes=32 << 20,
+    written_bytes=64 << 20,
+    slow_written_bytes=32 << 20,
     slow_bytes_per_second=40_000_000,
     database_bytes=256 << 20,
     database_scale=1,

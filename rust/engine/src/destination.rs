@@ -175,7 +175,9 @@ impl Destination {
     /// # Errors
     /// `Destination`.
     pub fn zero(&self, range: ByteRange) -> Result<()> {
-        if self.file.is_none() && !planted("zeroes-are-not-written-over-what-was-there") {
+        if self.file.is_some() {
+            self.storage.stays_zero(range).map_err(|e| self.failed("punch a hole", &e).at(range.start))?;
+        } else if !planted("zeroes-are-not-written-over-what-was-there") {
             self.storage.zero(range, Zeroing::ANY).map_err(|e| self.failed("write zeroes", &e).at(range.start))?;
         }
         self.zeroed.fetch_add(range.len(), Ordering::Relaxed);

@@ -18,7 +18,7 @@ pub const DEFAULT_EXTENT: u64 = match (cfg!(feature = "shuttle"), cfg!(feature =
 const MAX_EXTENTS: u64 = 1 << 22;
 
 /// A half-open range of bytes, `start..end`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ByteRange {
     /// First byte.
     pub start: u64,

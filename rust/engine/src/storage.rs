@@ -74,8 +74,15 @@ pub trait Storage: Send + Sync {
     fn sync(&self) -> io::Result<()>;
 
     /// Says that the range will be written next, as a whole. Direct writes to allocated space go side by side where those
-    /// to holes would go one after the other; a storage without that difference does nothing.
+    /// to holes would go one after the other; a storage without that difference does nothing. What follows the range may
+    /// be allocated as well, until [`Storage::stays_zero`].
     fn will_write(&self, _range: ByteRange) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Says that the range, zero from the beginning, will not be written: space that was allocated ahead for it is given
+    /// back.
+    fn stays_zero(&self, _range: ByteRange) -> io::Result<()> {
         Ok(())
     }
 

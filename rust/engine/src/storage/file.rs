@@ -2,8 +2,10 @@
 //!
 //! Two descriptors of the same inode. Whole units below `edge` go through the direct one; everything from `edge` on, a
 //! last part that direct I/O cannot reach, goes through the buffered one. A page is never written both ways. How they
-//! come to be open is `file/open.rs`; what becomes of ranges without data is `file/hollow.rs`.
+//! come to be open is `file/open.rs`; what becomes of ranges without data is `file/hollow.rs`; how far ahead space is allocated
+//! is `file/ahead.rs`.
 
+mod ahead;
 mod hollow;
 mod open;
 
@@ -13,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
+use self::ahead::Ahead;
 use super::{Alignment, Storage, Zeroing, check_range, lock};
 use crate::buffer::AlignedBuf;
 use crate::geometry::ByteRange;
@@ -52,6 +55,7 @@ pub struct FileStorage {
     /// Whoever reads a unit to write it back with some bytes changed holds this alone; all other changes share it.
     units: RwLock<()>,
     seek: Mutex<()>,
+    ahead: Mutex<Ahead>,
 }
 
 impl FileStorage {
@@ -218,10 +222,24 @@ impl Storage for FileStorage {
         if self.block_device || !self.direct() || range.is_empty() {
             return Ok(());
         }
-        match self.allocate_range(range) {
+        let mut ahead = self.ahead.lock();
+        let Some(window) = ahead.window_for(range, self.size) else { return Ok(()) };
+        let allocated = self.allocate_range(window).or_else(|error| {
+            if error.kind() != io::ErrorKind::StorageFull {
+                return Err(error);
+            }
+            ahead.narrow(range);
+            self.allocate_range(range)
+        });
+        match allocated {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
             result => result,
         }
+    }
+
+    fn stays_zero(&self, range: ByteRange) -> io::Result<()> {
+        let ahead = self.ahead.lock();
+        ahead.within(range).try_for_each(|allocated| self.discard_range(allocated))
     }
 
     fn handles(&self) -> Vec<BorrowedFd<'_>> {

@@ -136,6 +136,7 @@ fn hold(
         direct,
         units: RwLock::new(()),
         seek: Mutex::new(()),
+        ahead: Mutex::default(),
     })
 }
 
