@@ -8,7 +8,8 @@ use proptest::test_runner::{RngAlgorithm, TestRng};
 
 use super::*;
 use crate::arena::{Marks, adopted_regions, regions, shared_regions};
-use crate::storage::MemoryStorage;
+use crate::error::ErrorKind;
+use crate::storage::{FileStorage, MemoryStorage};
 
 const BLOCK: usize = 4096;
 const EXTENTS: u32 = 64;
@@ -220,6 +221,44 @@ fn over(geometry: Geometry, made: Vec<crate::arena::Region>, storage: Option<Arc
     let (staging_marks, log_marks, staging) = (Marks::new(next()), Marks::new(next()), next());
     let log = storage.map(|storage| Log::new(storage, BLOCK, log_marks));
     Container::new(geometry, Slab::new(staging, BLOCK, staging_marks), log)
+}
+
+#[test]
+fn the_oldest_are_handed_out_few_at_a_time_and_again_if_they_were_not_written() {
+    let (container, _) = container();
+    for block in [7, 3, 5] {
+        store(&container, block, 1);
+    }
+    let index = &mut container.state.lock().index;
+    let oldest =
+        |index: &mut Index, most| index.oldest_staged(most).into_iter().map(|(block, _)| block).collect::<Vec<_>>();
+    assert_eq!(oldest(index, 2), [7, 3]);
+    index.keep_staged(3);
+    index.keep_staged(7);
+    assert_eq!(oldest(index, 9), [7, 3, 5]);
+}
+
+#[test]
+fn a_log_has_one_slot_at_least_and_fewer_than_can_be_numbered() {
+    let folder = tempfile::tempdir().unwrap();
+    let slots = |name: &str, bytes, block| {
+        let file = FileStorage::create(&folder.path().join(name), bytes, ErrorKind::Container).unwrap();
+        Log::slots_of(&file, block).ok()
+    };
+    assert_eq!(slots("less than a block", 4095, 4096), None);
+    assert_eq!(slots("two blocks and a bit", 8193, 4096), Some(2));
+    let most = u64::from(u32::MAX);
+    assert_eq!(slots("most", (most - 1) * 512, 512), Some(u32::MAX - 1));
+    assert_eq!(slots("more", most * 512, 512), None);
+    assert_eq!(slots("far more", most * 1024, 512), None);
+}
+
+#[test]
+fn a_batch_of_the_log_fits_its_buffer() {
+    for (block, blocks) in [(BLOCK, 256), (1 << 20, 1), (4 << 20, 1)] {
+        let marks = Marks::new(regions(&[4]).unwrap().remove(0));
+        assert_eq!(Log::new(Arc::new(MemoryStorage::new(8 << 20)), block, marks).batch_blocks(), blocks);
+    }
 }
 
 #[test]

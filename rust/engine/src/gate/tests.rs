@@ -68,6 +68,40 @@ fn at_the_capacity_writes_wait_until_the_amount_is_drained() {
 }
 
 #[test]
+fn the_drain_goes_on_until_the_amount_is_free() {
+    let gate = gate(100, 6, 2, 6);
+    assert_eq!(ask(&gate, run(0, 6), "a"), Decision::Copy(vec![run(0, 6)]));
+    assert_eq!((gate.room().draining(), gate.room().drains(), gate.parked()), (false, 0, 0));
+    assert_eq!(ask(&gate, run(6, 1), "b"), Decision::Wait { drain_begins: true });
+    assert_eq!(ask(&gate, run(7, 1), "c"), WAIT);
+    assert_eq!((gate.room().draining(), gate.room().drains(), gate.parked()), (true, 1, 2));
+    assert!(!gate.freed(Room { slots: 1, staging: 1 }).1);
+    assert!(gate.freed(Room { slots: 1, staging: 1 }).1);
+    assert_eq!((gate.room().draining(), gate.parked()), (false, 1));
+}
+
+#[test]
+fn from_three_quarters_of_the_capacity_on_the_fullest_extents_are_swept_first() {
+    let gate = gate(100, 8, 2, 8);
+    assert_eq!(ask(&gate, run(0, 5), "a"), Decision::Copy(vec![run(0, 5)]));
+    assert!(!gate.room().wants_drain());
+    assert_eq!(ask(&gate, run(5, 1), "a"), Decision::Copy(vec![run(5, 1)]));
+    assert!(gate.room().wants_drain() && !gate.room().draining());
+    assert_eq!(ask(&gate, run(6, 3), "a"), Decision::Copy(vec![run(6, 2)]));
+    assert_eq!(ask(&gate, run(8, 1), "b"), Decision::Wait { drain_begins: true });
+    assert!(!gate.freed(Room { slots: 1, staging: 1 }).1);
+    assert!(gate.room().wants_drain() && gate.room().draining());
+}
+
+#[test]
+fn a_gate_knows_whether_its_container_lies_on_the_device() {
+    assert!(!gate(100, 8, 2, 8).has_reserved());
+    let Gate { map, queue, .. } = gate(100, 8, 2, 8);
+    let gate = Gate { map, queue, reserved: Reserved::new(vec![run(10, 2)]) };
+    assert!(gate.has_reserved());
+}
+
+#[test]
 fn a_write_gets_no_more_than_the_capacity_though_staging_has_room() {
     let gate = gate(100, 2, 1, 8);
     assert_eq!(ask(&gate, run(0, 3), "a"), Decision::Copy(vec![run(0, 2)]));

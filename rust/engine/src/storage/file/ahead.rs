@@ -65,7 +65,8 @@ mod tests {
         let steps: Vec<_> = order.filter_map(|number| ahead.window_for(extent(number), SIZE)).collect();
         assert!(steps.len() < 10, "{steps:?}");
         assert!(steps.iter().all(|step| step.len() <= MOST));
-        let is_allocated = |number| steps.iter().any(|s| s.start <= extent(number).start && extent(number).end <= s.end);
+        let is_allocated =
+            |number| steps.iter().any(|s| s.start <= extent(number).start && extent(number).end <= s.end);
         assert!((0..100).all(is_allocated), "{steps:?}");
     }
 
