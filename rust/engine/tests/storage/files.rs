@@ -170,6 +170,54 @@ fn allocation_is_complete_or_refused() {
 }
 
 #[test]
+fn what_was_allocated_ahead_and_stays_zero_takes_no_space() {
+    use std::os::unix::fs::MetadataExt;
+
+    let name = "what_was_allocated_ahead_and_stays_zero_takes_no_space";
+    if !can(name, &["losetup", "mkfs.ext4", "mkfs.xfs"]) {
+        return;
+    }
+    for filesystem in ["ext4", "xfs"] {
+        let mounted = Mounted::made(filesystem, 400 * MIB);
+        let path = mounted.path("image");
+        let storage = FileStorage::create(&path, 64 * MIB, ErrorKind::Destination).unwrap();
+        let mut data = AlignedBuf::new(MIB as usize);
+        data.fill(1);
+        let is_data = |number: u64| number < 32 || number % 4 == 0;
+        for number in 0..64 {
+            let extent = ByteRange { start: number * MIB, end: (number + 1) * MIB };
+            if is_data(number) {
+                storage.will_write(extent).unwrap();
+                storage.write_at(&data, extent.start).unwrap();
+            } else {
+                storage.stays_zero(extent).unwrap();
+            }
+        }
+        let used = std::fs::metadata(&path).unwrap().blocks() * 512;
+        assert!((40 * MIB..41 * MIB).contains(&used), "{filesystem}: {used}");
+        for number in 0..64 {
+            storage.read_at(&mut data, number * MIB).unwrap();
+            assert!(data.iter().all(|&byte| byte == u8::from(is_data(number))), "{filesystem}: {number}");
+        }
+    }
+}
+
+#[test]
+fn a_file_gets_what_it_needs_where_there_is_no_room_to_allocate_ahead() {
+    if !can("a_file_gets_what_it_needs_where_there_is_no_room_to_allocate_ahead", &["losetup", "mkfs.ext4"]) {
+        return;
+    }
+    let mounted = Mounted::made("ext4", 32 * MIB);
+    let storage = FileStorage::create(&mounted.path("image"), 1024 * MIB, ErrorKind::Destination).unwrap();
+    let free = rustix::fs::statvfs(mounted.path("image")).map(|free| free.f_bavail * free.f_frsize).unwrap();
+    let data = AlignedBuf::new(MIB as usize);
+    let extents = (0..1024).map(|number| ByteRange { start: number * MIB, end: (number + 1) * MIB });
+    let write = |extent: ByteRange| storage.will_write(extent).and_then(|()| storage.write_at(&data, extent.start));
+    let written = extents.map(write).take_while(Result::is_ok).count() as u64 * MIB;
+    assert!(written > free - 2 * MIB, "{written} of {free} bytes");
+}
+
+#[test]
 fn a_full_file_system_fails_the_write() {
     if !can("a_full_file_system_fails_the_write", &["losetup", "mkfs.ext4"]) {
         return;
