@@ -171,7 +171,7 @@ def test_write_load(
     run_race(benchmark, race, scale.rounds)
     work = race.figures("work")
     scenario = f"write load, device of {scale.load_bytes // MIB} MiB on {place_name(place)}"
-    goals = [Goal("backup and writes, blockcow / pure Python", 5, ratio(work, "blockcow", "pure Python"))]
+    goals = [Goal("backup and writes, blockcow / pure Python", 20, ratio(work, "blockcow", "pure Python"))]
     results.append(Result(scenario, "backup and writes", "MiB/s", list(work.values()), goals))
     results.append(Result(scenario, "backup alone", "MiB/s", list(race.figures("backup").values())))
     results.append(Result(scenario, "writes", "1/s", list(race.figures("writes").values())))
