@@ -68,7 +68,7 @@ def _loop(path: str, spare: Path, found: list[str]) -> None:
     try:
         ended = _detach(path)
         if not ended and thaw(path, spare):
-            found.append(f"{path}: its file system is thawed; it was frozen for the cut of a backup")
+            found.append(f"{path}: its file system was frozen, as it is for a cut, and is thawed")
             ended = not mounts_on(path) and _detach(path)
         found.append(f"{path}: detached" if ended else f"{path}: still in use; it ends with its last user")
     except OSError as error:
