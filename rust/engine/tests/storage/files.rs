@@ -183,7 +183,7 @@ fn what_was_allocated_ahead_and_stays_zero_takes_no_space() {
         let storage = FileStorage::create(&path, 64 * MIB, ErrorKind::Destination).unwrap();
         let mut data = AlignedBuf::new(MIB as usize);
         data.fill(1);
-        let is_data = |number: u64| number < 32 || number % 4 == 0;
+        let is_data = |number: u64| number < 32 || number.is_multiple_of(4);
         for number in 0..64 {
             let extent = ByteRange { start: number * MIB, end: (number + 1) * MIB };
             if is_data(number) {
