@@ -74,7 +74,8 @@ def writing(
         ]
         command += [f"--iodepth={depth}", "--log_unix_epoch=1", f"--write_lat_log={folder}/load"]
         command += [f"--rate_iops={rate}"] if rate else []
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # fio leaves a file in its working folder when it is interrupted.
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
             _wait_for_a_write(device, before, process)
             time.sleep(lead)
