@@ -72,7 +72,7 @@ def _loop(path: str, spare: Path, found: list[str]) -> None:
             ended = not mounts_on(path) and _detach(path)
         found.append(f"{path}: detached" if ended else f"{path}: still in use; it ends with its last user")
     except OSError as error:
-        found.append(f"{path} cannot be detached: {error.strerror}")
+        found.append(f"{path} cannot be detached: {error.strerror or error}")
 
 
 def _detach(path: str) -> bool:

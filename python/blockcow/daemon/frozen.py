@@ -5,22 +5,20 @@ A frozen file system outlives its unmounting: out of sight it keeps its device f
 
 import fcntl
 import os
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-from blockcow import thaw_guard
+from blockcow import programs, thaw_guard
 from blockcow.daemon.uses import folders_on
 
 _KINDS = ("ext4", "xfs", "btrfs", "f2fs", "ext3", "ext2")
-_SECONDS = 20.0
 
 
 def thaw(loop: str, spare: Path) -> bool:
     """Thaws what is in use on the loop device, by mounting it once more, at the folder ``spare`` that is made for that.
 
     Nothing is read from the device: the file system is in memory, and only its own kind finds it there. Whether one was
-    frozen.
+    frozen. Raises TimeoutError if mounting hangs.
     """
     spare.mkdir(exist_ok=True)
     devices = [f"/dev/{folder.name}" for folder in folders_on(loop)]
@@ -30,12 +28,13 @@ def thaw(loop: str, spare: Path) -> bool:
 
 
 def _mount_and_thaw(device: str, kind: str, spare: Path) -> bool:
-    if not _done("mount", "--types", kind, device, str(spare)):
+    mounted = programs.run("mount", ["--types", kind, device, str(spare)])
+    if mounted is None or mounted.returncode != 0:
         return False
     try:
         return _thaw(spare)
     finally:
-        _done("umount", "--lazy", str(spare))
+        programs.run("umount", ["--lazy", str(spare)])
 
 
 def _thaw(point: Path) -> bool:
@@ -47,8 +46,3 @@ def _thaw(point: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def _done(*command: str) -> bool:
-    done = subprocess.run(command, check=False, capture_output=True, timeout=_SECONDS, stdin=subprocess.DEVNULL)
-    return done.returncode == 0
