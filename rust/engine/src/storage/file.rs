@@ -258,6 +258,9 @@ impl Storage for FileStorage {
         if self.block_device {
             return Ok(Some(ByteRange { start: from, end: self.size }));
         }
+        if hollow::is_full_tmpfs(&self.buffered, self.size)? {
+            return Ok(Some(ByteRange { start: from, end: self.size }));
+        }
         let _position = self.seek.lock();
         let Some(start) = self.seek(SeekFrom::Data(from))? else { return Ok(None) };
         // A discard between the two calls may have left nothing here; a stretch is never empty all the same.
