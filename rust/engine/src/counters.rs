@@ -20,25 +20,25 @@ pub struct Kind {
 /// The counters of one driver since it began.
 #[derive(Default)]
 pub struct Counters {
-    pub(super) reads: Kind,
-    pub(super) writes: Kind,
-    pub(super) zeroes: Kind,
-    pub(super) discards: Kind,
-    pub(super) flushes: Kind,
+    pub(crate) reads: Kind,
+    pub(crate) writes: Kind,
+    pub(crate) zeroes: Kind,
+    pub(crate) discards: Kind,
+    pub(crate) flushes: Kind,
     suspended: [AtomicU64; SUSPENDED_US.len() + 1],
     suspended_us: AtomicU64,
 }
 
 impl Kind {
     /// Does a request and counts its outcome.
-    pub(super) fn counted<T, E>(&self, bytes: u64, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    pub(crate) fn counted<T, E>(&self, bytes: u64, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         let outcome = work();
         self.ended(bytes, outcome.is_ok());
         outcome
     }
 
     /// A request has ended.
-    pub(super) fn ended(&self, bytes: u64, well: bool) {
+    pub(crate) fn ended(&self, bytes: u64, well: bool) {
         if well {
             self.requests.fetch_add(1, Ordering::Relaxed);
             self.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -50,11 +50,17 @@ impl Kind {
 
 impl Counters {
     /// A write was suspended for so long.
-    pub(super) fn suspended(&self, duration: Duration) {
+    pub(crate) fn suspended(&self, duration: Duration) {
         let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let class = SUSPENDED_US.partition_point(|&end| end < us);
         self.suspended[class].fetch_add(1, Ordering::Relaxed);
         self.suspended_us.fetch_add(us, Ordering::Relaxed);
+    }
+
+    /// How many requests have ended well, of whatever kind.
+    pub(crate) fn requests(&self) -> u64 {
+        let kinds = [&self.reads, &self.writes, &self.zeroes, &self.discards, &self.flushes];
+        kinds.iter().map(|kind| kind.requests.load(Ordering::Relaxed)).sum()
     }
 
     /// All of them by name: `read_requests`, `read_bytes`, `read_errors`, ... for `read`, `write`, `zero`, `discard` and

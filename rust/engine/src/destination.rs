@@ -148,6 +148,11 @@ impl Destination {
         self.replaced_leftover
     }
 
+    /// Whether it lies on this machine's disks or in its memory.
+    pub fn is_local(&self) -> bool {
+        self.storage.ends_with_its_process()
+    }
+
     /// Bytes written so far, zeroes not counted.
     pub fn written_bytes(&self) -> u64 {
         self.written.load(Ordering::Relaxed)

@@ -4,7 +4,6 @@
 //! It does a program's I/O on the program's thread, or on the crew's for requests that were parked.
 
 mod assemble;
-mod counters;
 mod cut;
 mod note;
 mod passage;
@@ -12,7 +11,6 @@ mod prepare;
 mod request;
 mod resume;
 
-pub use counters::Counters;
 pub use cut::{Hold, cut_together};
 pub use prepare::{ContainerPlace, Listing, Spec};
 pub use request::{Completion, Request};
@@ -20,6 +18,7 @@ pub use resume::Remains;
 
 use std::io;
 
+use crate::counters::Counters;
 use crate::error::{Error, ErrorKind, Result};
 use crate::flights::Flights;
 use crate::geometry::ByteRange;
@@ -43,7 +42,7 @@ pub struct Driver {
     /// One hold at a time.
     holder: Mutex<()>,
     crew: Crew,
-    counters: Counters,
+    counters: Arc<Counters>,
 }
 
 impl Driver {
@@ -56,7 +55,7 @@ impl Driver {
             newest: Mutex::new(None),
             holder: Mutex::new(()),
             crew: Crew::default(),
-            counters: Counters::default(),
+            counters: Arc::default(),
         })
     }
 

@@ -6,6 +6,7 @@ pub mod buffer;
 mod container;
 pub mod copied;
 mod copy;
+mod counters;
 pub mod destination;
 pub mod digest;
 pub mod driver;

@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use crate::container::Container;
+use crate::counters::Counters;
 use crate::destination::Destination;
 use crate::digest::DigestTable;
 use crate::error::{Error, ErrorKind};
@@ -49,6 +50,10 @@ pub struct Round {
     pub(crate) digests: Arc<DigestTable>,
     pub(crate) policy: Policy,
     pub(crate) stats: Stats,
+    /// What programs ask of the device.
+    pub(crate) programs: Arc<Counters>,
+    /// How many requests they had made when it was created.
+    pub(crate) requests_before: u64,
     pub(crate) journal: Journal,
     /// What another process needs to read the arena; `None` if it dies with this one.
     pub(crate) note: Option<String>,

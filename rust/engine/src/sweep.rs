@@ -5,10 +5,12 @@
 //! container holds, and write data, not zeroes, to the destination. Several sweepers run side by side.
 
 mod desk;
+mod lanes;
 mod pace;
 mod plan;
 
 pub use desk::Desk;
+pub use lanes::{Lane, Lanes};
 pub use pace::Pace;
 pub use plan::Plan;
 
@@ -29,14 +31,15 @@ const ZERO_UNIT: u64 = 4096;
 pub struct Sweeper<'a> {
     round: &'a Round,
     plan: &'a Plan,
+    lanes: &'a Lanes,
     pace: &'a Pace,
     desk: Desk,
 }
 
 impl<'a> Sweeper<'a> {
-    /// A sweeper of extents that `plan` chooses, not faster than `pace`.
-    pub fn new(round: &'a Round, plan: &'a Plan, pace: &'a Pace, desk: Desk) -> Self {
-        Self { round, plan, pace, desk }
+    /// A sweeper of extents that `plan` chooses, in one of the `lanes`, not faster than `pace`.
+    pub fn new(round: &'a Round, plan: &'a Plan, lanes: &'a Lanes, pace: &'a Pace, desk: Desk) -> Self {
+        Self { round, plan, lanes, pace, desk }
     }
 
     /// Sweeps until the plan has no more extents or the backup ends; first what a dead process left on the desk.
@@ -45,18 +48,18 @@ impl<'a> Sweeper<'a> {
     /// `Device`, `Container` or `Destination` with the offset, from the first extent that could not be swept.
     pub fn run(&mut self) -> Result<()> {
         if let Some(extent) = self.desk.extent() {
-            self.sweep(extent)?;
+            self.sweep(extent, None)?;
         }
-        while self.round.is_active() {
+        while let Some(lane) = self.lanes.enter(self.round) {
             let Some(extent) = self.plan.next(self.round) else { break };
             self.desk.take_up(extent);
-            self.sweep(extent)?;
+            self.sweep(extent, Some(lane))?;
         }
         Ok(())
     }
 
-    /// Sweeps the extent at hand.
-    fn sweep(&mut self, extent: u32) -> Result<()> {
+    /// Sweeps the extent at hand, in a lane unless nobody else sweeps yet.
+    fn sweep(&mut self, extent: u32, lane: Option<Lane<'a>>) -> Result<()> {
         let (round, geometry) = (self.round, self.round.geometry);
         let blocks = geometry.blocks_of_extent(extent);
         let bytes = geometry.bytes_of(blocks);
@@ -71,6 +74,8 @@ impl<'a> Sweeper<'a> {
         if !self.copy_pending(extent, blocks)? {
             return Ok(());
         }
+        // What goes to another machine stands in no queue here.
+        let _lane = lane.filter(|_| round.destination.is_local());
         let taken = round.container.take(extent);
         let length = bytes.len() as usize;
         round.container.read(&taken, blocks.start, &mut self.desk.buffer[..length])?;

@@ -9,7 +9,7 @@ use crate::list::BlockList;
 use crate::manifest::{Manifest, Particulars};
 use crate::round::Round;
 use crate::state::State;
-use crate::sweep::{Desk, Pace, Plan, Sweeper};
+use crate::sweep::{Desk, Lanes, Pace, Plan, Sweeper};
 use crate::sync::{AtomicU32, Ordering, thread};
 
 /// Takes an active backup to its end.
@@ -36,13 +36,14 @@ fn sweep_all(round: &Round, desks: Vec<Desk>, limit_read: Option<u64>) {
         .filter(|&extent| round.journal.is_delivered(extent))
         .chain(at_hand)
         .for_each(|extent| plan.leave_out(extent));
+    let lanes = Lanes::new(desks.len(), round);
     let pace = Pace::new(limit_read);
     let sweeping = AtomicU32::new(desks.len() as u32);
     thread::scope(|scope| {
         let sweepers = desks.into_iter().try_for_each(|desk| {
-            let (plan, pace, sweeping) = (&plan, &pace, &sweeping);
+            let (plan, lanes, pace, sweeping) = (&plan, &lanes, &pace, &sweeping);
             let sweep = move || {
-                guarded(round, || Sweeper::new(round, plan, pace, desk).run());
+                guarded(round, || Sweeper::new(round, plan, lanes, pace, desk).run());
                 sweeping.fetch_sub(1, Ordering::AcqRel);
                 round.life.nudge();
             };

@@ -65,6 +65,8 @@ impl Driver {
             digests: Arc::new(DigestTable::over(Bytes::new(parts.digests))),
             policy: blueprint.policy,
             stats: Stats::new(Words::new(parts.tally)),
+            programs: self.counters.clone(),
+            requests_before: self.counters.requests(),
             journal: Journal::new(parts.header, parts.delivered, parts.list),
             note: blueprint.note,
             events: Arc::default(),

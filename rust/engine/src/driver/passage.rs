@@ -1,7 +1,8 @@
 //! A write's way through the driver: counted in, admitted by the gate, copying what it must, or parked.
 
-use super::{Counters, Driver};
+use super::Driver;
 use crate::copy::copy_before_write;
+use crate::counters::Counters;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::What;
 use crate::gate::{Decision, Ticket};
