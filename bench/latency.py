@@ -45,10 +45,10 @@ class Trace:
         """The writes that were acknowledged while the backup was under way."""
         return [write for write in self.writes if 0 <= write[0] <= self.outcome.seconds]
 
-    def rate(self, until: float | None = None) -> float:
-        """Writes a second from the beginning of the backup to its end, or for so many seconds."""
-        span = self.outcome.seconds if until is None else min(until, self.outcome.seconds)
-        return sum(at <= span for at, _ in self.during) / span if span else 0.0
+    def rate(self, since: float = 0.0, until: float | None = None) -> float:
+        """Writes a second, from so many seconds after the beginning of the backup to so many, or to its end."""
+        end = self.outcome.seconds if until is None else min(until, self.outcome.seconds)
+        return sum(since <= at <= end for at, _ in self.during) / (end - since) if end > since else 0.0
 
     def percentiles(self) -> dict[float, float]:
         """Latency in milliseconds that so many percent of the writes during the backup did not exceed."""

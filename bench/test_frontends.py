@@ -1,7 +1,7 @@
 """What programs get of an idle device through a front-end, beside qemu-storage-daemon and nbdkit.
 
 Every contestant serves a file of its own with the same random bytes, from a process of its own. fio is the program:
-over FUSE it has the loop device, over NBD the socket.
+over FUSE it has the loop device, over NBD the socket. The limit is fio on the file itself, with direct I/O.
 """
 
 import shutil
@@ -15,10 +15,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from fio import rates
 from race import Goal, Race, Result
 from scale import Scale
-from servers import Blockcow, Nbdkit, Qemu, Server, missing
+from servers import Bare, Blockcow, Nbdkit, Qemu, Server, missing
 from test_bench import MIB, direct_flags, place_name, ratio, run_race
 
-OURS, QEMU, NBDKIT = "blockcow", "qemu-storage-daemon", "nbdkit"
+OURS, QEMU, NBDKIT, LIMIT = "blockcow", "qemu-storage-daemon", "nbdkit", "no front-end"
 
 
 @pytest.fixture
@@ -46,7 +46,8 @@ def servers(request: pytest.FixtureRequest, device_file: Path, place: Path) -> I
         QEMU: lambda device, folder, stack: Qemu(kind, device, folder, stack, direct=direct, fleecing=False),
     }
     if kind == "nbd":
-        makers[NBDKIT] = Nbdkit
+        makers[NBDKIT] = lambda device, folder, stack: Nbdkit(device, folder, stack, direct=place_name(place) == "disk")
+    makers[LIMIT] = lambda device, _, __: Bare(device)
     with ExitStack() as stack:
         made = {}
         for name, make in makers.items():
@@ -75,7 +76,7 @@ def test_front_end(
     where = {"fuse": "FUSE and loop", "nbd": "NBD"}[kind]
     for measure in race.measures():
         figures = race.figures(measure)
-        others = {name: figure for name, figure in figures.items() if name != OURS}
+        others = {name: figure for name, figure in figures.items() if name not in (OURS, LIMIT)}
         best = max(others, key=lambda name: others[name].median)
         bound = 1.5 if "depth 16" in measure else 1.0
         goal = Goal(f"{OURS} / {best}", bound, ratio(figures, OURS, best))

@@ -140,7 +140,7 @@ def test_writes_during_a_backup(
             last[name] = trace
             assert name != OURS or trace.outcome.status == "complete", trace.outcome.error
             first_full = last[OURS].outcome.first_full_s if OURS in last else None
-            return measures(trace, first_full, cpu / (original.stat().st_size / GIB))
+            return measures(trace, first_full, original.stat().st_size, cpu)
 
         return run
 
@@ -149,7 +149,7 @@ def test_writes_during_a_backup(
     scenario = f"{place_name(place)}, {case}"
     for measure in race.measures():
         figures = list(race.figures(measure).values())
-        results.append(Result(scenario, measure, UNITS[measure], figures, goals(case, measure, race)))
+        results.append(Result(scenario, measure, UNITS[measure], figures, goals(case, measure, race, scale)))
     results[-1].plots = plots_of(last)
 
 
@@ -162,6 +162,7 @@ def plots_of(traces: dict[str, Trace]) -> dict[str, dict[str, Any]]:
 UNITS = {
     "writes": "1/s",
     "writes until the container is first full": "1/s",
+    "writes from then on": "1/s",
     "p50": "ms",
     "p99": "ms",
     "p99.9": "ms",
@@ -169,18 +170,20 @@ UNITS = {
     "longest before": "ms",
     "cut": "ms",
     "backup": "s",
+    "image": "MB/s",
     "complete": "%",
     "container": "MiB",
     "processor": "s/GiB",
 }
 
 
-def measures(trace: Trace, first_full_s: float | None, cpu_per_gib: float) -> dict[str, float]:
-    """`first_full_s`: when blockcow's container was first full, in its last round."""
+def measures(trace: Trace, first_full_s: float | None, size: int, cpu: float) -> dict[str, float]:
+    """`first_full_s`: when blockcow's container was first full, in its last round, or `None`. `cpu` in seconds."""
     percentiles = trace.percentiles()
     return {
         "writes": trace.rate(),
-        "writes until the container is first full": trace.rate(first_full_s),
+        "writes until the container is first full": trace.rate(until=first_full_s),
+        "writes from then on": 0.0 if first_full_s is None else trace.rate(since=first_full_s),
         "p50": percentiles[50.0],
         "p99": percentiles[99.0],
         "p99.9": percentiles[99.9],
@@ -188,13 +191,14 @@ def measures(trace: Trace, first_full_s: float | None, cpu_per_gib: float) -> di
         "longest before": trace.longest_before(),
         "cut": (trace.outcome.hold_us or 0) / 1000,
         "backup": trace.outcome.seconds,
+        "image": size / 1e6 / trace.outcome.seconds,
         "complete": 100.0 * (trace.outcome.status == "complete"),
         "container": trace.outcome.container_peak_bytes / MIB,
-        "processor": cpu_per_gib,
+        "processor": cpu / (size / GIB),
     }
 
 
-def goals(case: Case, measure: str, race: Race) -> list[Goal]:
+def goals(case: Case, measure: str, race: Race, scale: Scale) -> list[Goal]:
     figures = race.figures(measure)
 
     def of(name: str) -> float:
@@ -214,6 +218,8 @@ def goals(case: Case, measure: str, race: Race) -> list[Goal]:
         return [Goal("blockcow / its longest write before", 2, of(OURS) / longest_before, better="less")]
     if measure == "writes until the container is first full" and case.fills and case.share == 16:
         return [Goal("blockcow / fleecing", 1, of(OURS) / of(FLEECING))]
+    if measure == "image" and case.fills:
+        return [Goal("blockcow / what the destination takes", 0.9, of(OURS) * 1e6 / scale.slow_bytes_per_second)]
     if measure == "container" and case.slow and case.rate:
         return [Goal("blockcow / fleecing", 1 / 8, of(OURS) / of(FLEECING), better="less")]
     return []
