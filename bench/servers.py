@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from latency import Outcome
 from scale import ROOT
 
 _PATIENCE = 60.0
+_LIFETIME = 300.0
 _LOOK_EVERY = 0.02
 
 
@@ -149,6 +151,10 @@ class Qemu:
         process = subprocess.Popen(command)
         stack.callback(process.wait, _PATIENCE)
         stack.callback(process.terminate)
+        # It has been seen to stop answering its FUSE export for good once a backup was done; all would wait for ever.
+        watch = threading.Timer(_LIFETIME, process.kill)
+        watch.start()
+        stack.callback(watch.cancel)
         _wait_for(pidfile, process)
         self.pid = process.pid
         self._monitor = socket.socket(socket.AF_UNIX)
