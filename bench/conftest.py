@@ -57,8 +57,10 @@ def place(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def _tidy(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Leaves no image or container of one benchmark to the next."""
+    """Saves what was found so far, and leaves no image or container of one benchmark to the next."""
     yield
+    if request.config.stash[RESULTS]:
+        save(request.config)
     if "place" in request.fixturenames:
         place: Path = request.getfixturevalue("place")
         for leftover in [*place.glob("image*"), place / "container", place / "target"]:
@@ -75,13 +77,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     console.print(goals_of(results))
     if config.getoption("--quick"):
         console.print("A quick run: its figures mean nothing.")
-    told = {"qemu": config.stash[QEMU], "quick": config.getoption("--quick")}
-    path = ROOT / "target" / "bench" / "results.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(told | {"results": [result.as_json() for result in results]}, indent=1) + "\n")
+    path = save(config)
     page = path.with_name("report.html")
     page.write_text(report(json.loads(path.read_text())))
     console.print(f"written to {path.relative_to(ROOT)} and {page.relative_to(ROOT)}")
+
+
+def save(config: pytest.Config) -> Path:
+    """Writes what was found so far, for `report.py`."""
+    told = {"qemu": config.stash[QEMU], "quick": config.getoption("--quick")}
+    path = ROOT / "target" / "bench" / "results.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(told | {"results": [each.as_json() for each in config.stash[RESULTS]]}, indent=1) + "\n")
+    return path
 
 
 def table_of(scenario: str, results: list[Result]) -> Table:
