@@ -142,6 +142,9 @@ class Qemu:
         if kind == "fuse":
             point = place / "file"
             point.touch()
+            # It goes with the process, unless that was killed.
+            unmount = ["umount", "--lazy", str(point)]
+            stack.callback(subprocess.run, unmount, capture_output=True, check=False)
             command += ["--export", f"fuse,id=export,node-name=top,mountpoint={point},writable=on,allow-other=off"]
         else:
             path = place / "socket"
