@@ -58,7 +58,7 @@ impl<'a> Sweeper<'a> {
         Ok(())
     }
 
-    /// Sweeps the extent at hand, in a lane unless nobody else sweeps yet.
+    /// Sweeps the extent at hand, in a lane unless a dead process had begun it.
     fn sweep(&mut self, extent: u32, lane: Option<Lane<'a>>) -> Result<()> {
         let (round, geometry) = (self.round, self.round.geometry);
         let blocks = geometry.blocks_of_extent(extent);

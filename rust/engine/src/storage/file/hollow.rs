@@ -3,7 +3,6 @@
 //! The kernel gets the inner part that its own units fill; the edges are written, or, for a discard, left alone.
 
 use std::io;
-use std::os::fd::OwnedFd;
 
 use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, retry_on_intr};
@@ -15,8 +14,6 @@ use crate::storage::{Storage, Zeroing};
 
 const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
 const ZERO: FallocateFlags = FallocateFlags::ZERO_RANGE.union(FallocateFlags::KEEP_SIZE);
-/// The number of tmpfs in statfs(2).
-const TMPFS: rustix::fs::FsWord = 0x0102_1994;
 const BLKDISCARD: rustix::ioctl::Opcode = rustix::ioctl::opcode::none(0x12, 119);
 
 impl FileStorage {
@@ -77,16 +74,7 @@ impl FileStorage {
     }
 }
 
-/// Whether this is a file in tmpfs without holes. It would look for them page by page, under the lock that writes to the
-/// file need: 20 milliseconds for each GiB.
-pub(super) fn is_full_tmpfs(file: &OwnedFd, size: u64) -> io::Result<bool> {
-    if rustix::fs::fstatfs(file)?.f_type != TMPFS {
-        return Ok(false);
-    }
-    Ok(rustix::fs::fstat(file)?.st_blocks as u64 * 512 >= size)
-}
-
-fn blkdiscard(fd: &OwnedFd, range: ByteRange) -> rustix::io::Result<()> {
+fn blkdiscard(fd: &std::os::fd::OwnedFd, range: ByteRange) -> rustix::io::Result<()> {
     // SAFETY: BLKDISCARD reads two u64 from the pointer, start and length, and writes nothing.
     unsafe { rustix::ioctl::ioctl(fd, rustix::ioctl::Setter::<BLKDISCARD, [u64; 2]>::new([range.start, range.len()])) }
 }

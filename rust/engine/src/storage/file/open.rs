@@ -116,6 +116,7 @@ fn hold(
         (Some(_), opened) => opened,
         (None, _) => None,
     };
+    let file_system = rustix::fs::fstatfs(&buffered).map_err(fail)?.f_type;
     let alignment = offered.filter(|_| direct.is_some()).unwrap_or(Alignment::NONE);
     let page = rustix::param::page_size() as u64;
     let file_block = (stat.st_blksize as u64).next_power_of_two().max(page).max(alignment.offset);
@@ -131,7 +132,8 @@ fn hold(
         granule: sector.unwrap_or(file_block),
         logical_block: sector.unwrap_or(alignment.offset.max(DEFAULT_LOGICAL_BLOCK)),
         block_device,
-        local: block_device || LOCAL.contains(&rustix::fs::fstatfs(&buffered).map_err(fail)?.f_type),
+        local: block_device || LOCAL.contains(&file_system),
+        tmpfs: file_system == TMPFS,
         buffered,
         direct,
         units: RwLock::new(()),
@@ -140,10 +142,11 @@ fn hold(
     })
 }
 
+/// The number of tmpfs in statfs(2).
+const TMPFS: i64 = 0x0102_1994;
 /// File systems whose I/O the kernel waits for even if the caller is killed, by their numbers in statfs(2): ext2/3/4, xfs,
 /// btrfs, tmpfs, f2fs, bcachefs, zfs, overlayfs.
-const LOCAL: [i64; 8] =
-    [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0xf2f5_2010, 0xca45_1a4e, 0x2fc1_2fc1, 0x794c_7630];
+const LOCAL: [i64; 8] = [0xef53, 0x5846_5342, 0x9123_683e, TMPFS, 0xf2f5_2010, 0xca45_1a4e, 0x2fc1_2fc1, 0x794c_7630];
 
 /// The kernel lets a program open a read-only device for writing, and fails the writes.
 fn is_read_only(device: &OwnedFd) -> rustix::io::Result<bool> {
