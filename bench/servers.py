@@ -92,29 +92,6 @@ class Blockcow:
             assert self._process.wait(_PATIENCE) == 0
 
 
-class Bare:
-    """The file itself, with nothing in front of it: the limit."""
-
-    def __init__(self, device: Path) -> None:
-        self.target = str(device)
-        self.pid = os.getpid()
-
-    def backup(self, dest: str, container: Container) -> Callable[[], Outcome]:
-        raise NotImplementedError("a file makes no backups")
-
-
-class Nbdkit:
-    """nbdkit's file plugin: an NBD server that only serves. It has no direct I/O; `direct` empties the page cache."""
-
-    def __init__(self, device: Path, place: Path, stack: ExitStack, *, direct: bool) -> None:
-        plugin = ["file", str(device), *(["cache=none"] if direct else [])]
-        self.target = serve_by_nbdkit([], plugin, place, stack)
-        self.pid = int((place / "pid").read_text())
-
-    def backup(self, dest: str, container: Container) -> Callable[[], Outcome]:
-        raise NotImplementedError("nbdkit makes no backups")
-
-
 def serve_by_nbdkit(options: list[str], plugin: list[str], place: Path, stack: ExitStack) -> str:
     """An NBD URI that is served until the stack ends."""
     path, pidfile = place / "socket", place / "pid"

@@ -15,7 +15,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from fio import rates
 from race import Goal, Race, Result
 from scale import Scale
-from servers import Bare, Blockcow, Nbdkit, Qemu, Server, missing
+from servers import Blockcow, Qemu, missing, serve_by_nbdkit
 from test_bench import MIB, direct_flags, place_name, ratio, run_race
 
 OURS, QEMU, NBDKIT, LIMIT = "blockcow", "qemu-storage-daemon", "nbdkit", "no front-end"
@@ -33,21 +33,23 @@ def device_file(place: Path, scale: Scale) -> Iterator[Path]:
 
 
 @pytest.fixture
-def servers(request: pytest.FixtureRequest, device_file: Path, place: Path) -> Iterator[dict[str, Server]]:
-    """All contestants of a kind of front-end."""
+def targets(request: pytest.FixtureRequest, device_file: Path, place: Path) -> Iterator[dict[str, str]]:
+    """What fio opens, by the contestant that serves it."""
     kind = request.getfixturevalue("kind")
     if absent := missing("fio", "qemu-storage-daemon", *(["nbdkit"] if kind == "nbd" else ["losetup"])):
         pytest.skip(f"not installed: {', '.join(absent)}")
     if kind == "fuse" and not Path("/dev/fuse").exists():
         pytest.skip("this kernel has no FUSE: /dev/fuse is missing")
     direct = bool(direct_flags(place))
-    makers: dict[str, Callable[[Path, Path, ExitStack], Server]] = {
-        OURS: lambda device, folder, stack: Blockcow(kind, device, folder, stack),
-        QEMU: lambda device, folder, stack: Qemu(kind, device, folder, stack, direct=direct, fleecing=False),
+    makers: dict[str, Callable[[Path, Path, ExitStack], str]] = {
+        OURS: lambda device, folder, stack: Blockcow(kind, device, folder, stack).target,
+        QEMU: lambda device, folder, stack: Qemu(kind, device, folder, stack, direct=direct, fleecing=False).target,
     }
     if kind == "nbd":
-        makers[NBDKIT] = lambda device, folder, stack: Nbdkit(device, folder, stack, direct=place_name(place) == "disk")
-    makers[LIMIT] = lambda device, _, __: Bare(device)
+        # It has no direct I/O: on disk it is told to leave nothing in the page cache.
+        cache = ["cache=none"] if place_name(place) == "disk" else []
+        makers[NBDKIT] = lambda device, folder, stack: serve_by_nbdkit([], ["file", str(device), *cache], folder, stack)
+    makers[LIMIT] = lambda device, *_: str(device)
     with ExitStack() as stack:
         made = {}
         for name, make in makers.items():
@@ -62,16 +64,16 @@ def servers(request: pytest.FixtureRequest, device_file: Path, place: Path) -> I
 @pytest.mark.parametrize("kind", ["fuse", "nbd"])
 def test_front_end(
     benchmark: BenchmarkFixture,
-    servers: dict[str, Server],
+    targets: dict[str, str],
     kind: str,
     place: Path,
     scale: Scale,
     results: list[Result],
 ) -> None:
-    def turn(server: Server) -> Callable[[], dict[str, float]]:
-        return lambda: rates(server.target, scale.fio_seconds, scale.served_bytes)
+    def turn(target: str) -> Callable[[], dict[str, float]]:
+        return lambda: rates(target, scale.fio_seconds, scale.served_bytes)
 
-    race = Race({name: turn(server) for name, server in servers.items()})
+    race = Race({name: turn(target) for name, target in targets.items()})
     run_race(benchmark, race, scale.fio_rounds)
     where = {"fuse": "FUSE and loop", "nbd": "NBD"}[kind]
     for measure in race.measures():
