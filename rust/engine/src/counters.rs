@@ -12,6 +12,7 @@ pub const SUSPENDED_US: [u64; 10] =
 /// One kind of request.
 #[derive(Default)]
 pub struct Kind {
+    begun: AtomicU64,
     requests: AtomicU64,
     bytes: AtomicU64,
     errors: AtomicU64,
@@ -32,9 +33,15 @@ pub struct Counters {
 impl Kind {
     /// Does a request and counts its outcome.
     pub(crate) fn counted<T, E>(&self, bytes: u64, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        self.begins();
         let outcome = work();
         self.ended(bytes, outcome.is_ok());
         outcome
+    }
+
+    /// A request has come; it will end.
+    pub(crate) fn begins(&self) {
+        self.begun.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A request has ended.
@@ -57,24 +64,32 @@ impl Counters {
         self.suspended_us.fetch_add(us, Ordering::Relaxed);
     }
 
-    /// How many requests have ended well, of whatever kind.
-    pub(crate) fn requests(&self) -> u64 {
-        let kinds = [&self.reads, &self.writes, &self.zeroes, &self.discards, &self.flushes];
-        kinds.iter().map(|kind| kind.requests.load(Ordering::Relaxed)).sum()
+    /// How many requests have come, of whatever kind.
+    pub(crate) fn begun(&self) -> u64 {
+        self.kinds().map(|(_, kind)| kind.begun.load(Ordering::Relaxed)).iter().sum()
     }
 
-    /// All of them by name: `read_requests`, `read_bytes`, `read_errors`, ... for `read`, `write`, `zero`, `discard` and
-    /// `flush`; `suspended_us` is the sum, `suspended_le_N` counts writes suspended for at most `N` microseconds.
-    pub fn named(&self) -> Vec<(String, u64)> {
-        let kinds = [
+    /// How many requests have ended, well or not.
+    pub(crate) fn ended(&self) -> u64 {
+        let ended = |kind: &Kind| kind.requests.load(Ordering::Relaxed) + kind.errors.load(Ordering::Relaxed);
+        self.kinds().map(|(_, kind)| ended(kind)).iter().sum()
+    }
+
+    fn kinds(&self) -> [(&'static str, &Kind); 5] {
+        [
             ("read", &self.reads),
             ("write", &self.writes),
             ("zero", &self.zeroes),
             ("discard", &self.discards),
             ("flush", &self.flushes),
-        ];
+        ]
+    }
+
+    /// All of them by name: `read_requests`, `read_bytes`, `read_errors`, ... for `read`, `write`, `zero`, `discard` and
+    /// `flush`; `suspended_us` is the sum, `suspended_le_N` counts writes suspended for at most `N` microseconds.
+    pub fn named(&self) -> Vec<(String, u64)> {
         let mut named = Vec::new();
-        for (name, kind) in kinds {
+        for (name, kind) in self.kinds() {
             for (what, counter) in [("requests", &kind.requests), ("bytes", &kind.bytes), ("errors", &kind.errors)] {
                 named.push((format!("{name}_{what}"), counter.load(Ordering::Relaxed)));
             }

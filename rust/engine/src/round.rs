@@ -52,7 +52,7 @@ pub struct Round {
     pub(crate) stats: Stats,
     /// What programs ask of the device.
     pub(crate) programs: Arc<Counters>,
-    /// How many requests they had made when it was created.
+    /// How many of their requests had ended when it was created.
     pub(crate) requests_before: u64,
     pub(crate) journal: Journal,
     /// What another process needs to read the arena; `None` if it dies with this one.

@@ -66,7 +66,7 @@ impl Driver {
             policy: blueprint.policy,
             stats: Stats::new(Words::new(parts.tally)),
             programs: self.counters.clone(),
-            requests_before: self.counters.requests(),
+            requests_before: self.counters.ended(),
             journal: Journal::new(parts.header, parts.delivered, parts.list),
             note: blueprint.note,
             events: Arc::default(),

@@ -5,6 +5,7 @@ use std::io;
 
 use super::passage::{Passage, Passed};
 use super::{Driver, device_error};
+use crate::counters::Kind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::ByteRange;
 use crate::mutant::planted;
@@ -62,6 +63,7 @@ impl Driver {
             Request::Zero(range, _) => self.range("zero on the device", range.start, range.len()),
             Request::Discard(range) => self.range("discard on the device", range.start, range.len()),
         };
+        self.kind_of(&request).begins();
         match range {
             Err(error) => self.end(&request, completion, Err(error)),
             Ok(bytes) if bytes.is_empty() => self.end(&request, completion, Ok(())),
@@ -74,13 +76,16 @@ impl Driver {
 
     /// Counts a request and tells whoever submitted it.
     fn end(&self, request: &Request<'_>, completion: Completion, outcome: Result<()>) {
-        let kind = match request {
+        self.kind_of(request).ended(request.length(), outcome.is_ok());
+        completion(outcome);
+    }
+
+    fn kind_of(&self, request: &Request<'_>) -> &Kind {
+        match request {
             Request::Write(..) => &self.counters.writes,
             Request::Zero(..) => &self.counters.zeroes,
             Request::Discard(_) => &self.counters.discards,
-        };
-        kind.ended(request.length(), outcome.is_ok());
-        completion(outcome);
+        }
     }
 
     fn perform(&self, request: &Request<'_>) -> Result<()> {

@@ -1,15 +1,23 @@
-//! How many extents are swept at once: one in each lane. While programs use the device half of the lanes are closed: all
-//! that is in flight for the sweep may stand in the queue of a disk before their requests.
+//! How many extents are swept at once: one in each lane. What is in flight for the sweep stands in the queue of a disk
+//! before the requests of programs, so lanes close for them: half while programs use the device, all but one while they
+//! would stand there for long.
 
 use std::time::Duration;
 
+use crate::counters::Counters;
 use crate::round::Round;
 use crate::state::State;
 use crate::sync::{Instant, Mutex};
 
 /// Programs that asked for nothing for so long leave the device to the sweep.
 const LULL: Duration = Duration::from_secs(1);
-/// How often a sweeper without a lane looks whether programs have left.
+/// Requests of programs stand too long if none ends while this many extents are swept one after the other, ...
+const PATIENCE_EXTENTS: u32 = 2;
+/// ... but not within the first of these times, and in any case after the second.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+/// How long but one lane stays closed after that.
+const RESPITE: Duration = Duration::from_millis(200);
+/// How often a sweeper without a lane looks whether one is open.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The lanes of one backup.
@@ -19,22 +27,37 @@ pub struct Lanes {
 }
 
 struct Traffic {
+    /// How many lanes are taken.
     taken: usize,
-    /// How many requests programs had made when somebody last looked.
-    requests: u64,
+    /// How long an extent took lately.
+    extent: Duration,
+    /// How many requests of programs had ended when somebody last looked.
+    ended: u64,
     /// Until when they are taken to use the device.
     shared_until: Option<Instant>,
+    /// Since when requests of theirs are under way and none has ended.
+    standing_since: Option<Instant>,
+    /// Until when all lanes but one are closed.
+    respite_until: Option<Instant>,
 }
 
 /// A lane that is taken, until it is dropped.
 pub struct Lane<'a> {
     lanes: &'a Lanes,
+    since: Instant,
 }
 
 impl Lanes {
     /// A lane for each of `count` sweepers.
     pub fn new(count: usize, round: &Round) -> Self {
-        let traffic = Traffic { taken: 0, requests: round.requests_before, shared_until: None };
+        let traffic = Traffic {
+            taken: 0,
+            extent: Duration::ZERO,
+            ended: round.requests_before,
+            shared_until: None,
+            standing_since: None,
+            respite_until: None,
+        };
         Self { count, traffic: Mutex::new(traffic) }
     }
 
@@ -53,28 +76,54 @@ impl Lanes {
     /// A lane, if one is open now.
     pub fn try_enter(&self, round: &Round, now: Instant) -> Option<Lane<'_>> {
         let mut traffic = self.traffic.lock();
-        let shared = traffic.in_use(round.programs.requests(), now) && !round.gate.room().draining();
-        let open = if shared { self.count.div_ceil(2) } else { self.count };
+        let open = if round.gate.room().draining() {
+            traffic.standing_since = None;
+            self.count
+        } else {
+            traffic.look(&round.programs, now);
+            traffic.open(self.count, now)
+        };
         (traffic.taken < open).then(|| {
             traffic.taken += 1;
-            Lane { lanes: self }
+            Lane { lanes: self, since: now }
         })
     }
 }
 
 impl Traffic {
-    /// Whether programs use the device, which have made so many requests by now.
-    fn in_use(&mut self, requests: u64, now: Instant) -> bool {
-        if requests != self.requests {
-            self.requests = requests;
+    fn look(&mut self, programs: &Counters, now: Instant) {
+        let ended = programs.ended();
+        let under_way = programs.begun() > ended;
+        if under_way || ended != self.ended {
             self.shared_until = Some(now + LULL);
         }
-        self.shared_until.is_some_and(|until| now < until)
+        if !under_way || ended != self.ended {
+            self.standing_since = None;
+        } else {
+            let since = *self.standing_since.get_or_insert(now);
+            if now.duration_since(since) > (self.extent * PATIENCE_EXTENTS).clamp(PATIENCE.0, PATIENCE.1) {
+                self.respite_until = Some(now + RESPITE);
+            }
+        }
+        self.ended = ended;
+    }
+
+    fn open(&self, count: usize, now: Instant) -> usize {
+        let before = |until: Option<Instant>| until.is_some_and(|until| now < until);
+        if before(self.respite_until) {
+            1
+        } else if before(self.shared_until) {
+            count.div_ceil(2)
+        } else {
+            count
+        }
     }
 }
 
 impl Drop for Lane<'_> {
     fn drop(&mut self) {
-        self.lanes.traffic.lock().taken -= 1;
+        let mut traffic = self.lanes.traffic.lock();
+        traffic.taken -= 1;
+        traffic.extent = (traffic.extent * 7 + self.since.elapsed()) / 8;
     }
 }
