@@ -18,6 +18,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # How long a soak takes.
 TIME := 10m
+# Most tests wait for something, so two run at a time.
+side_by_side := --numprocesses 2 --dist worksteal
 simulation := cargo test -p blockcow-engine --features simulation --test simulation -- --nocapture
 
 # Set QUICK=1 for a run of the benchmarks that takes a minute and proves nothing but that they work.
@@ -34,7 +36,7 @@ demo: $(extension) | debian-for-demo  ## Back up a device under full write load 
 test: $(extension) | debian-for-tests  ## Run the tests of the engine, the package and the documents
 	cargo test --workspace --exclude blockcow-bindings
 	$(simulation)
-	$(bin)/python -m pytest tests
+	$(bin)/python -m pytest tests $(side_by_side)
 	$(bin)/python -m pytest bench/test_baseline.py
 
 lint: $(extension)  ## Check format, lints, types, the extension's stub and the layers
@@ -60,7 +62,7 @@ proof: $(extension) | debian-for-tests  ## Search for a broken promise: schedule
 	cargo test -p blockcow-engine --features shuttle --test schedules -- --ignored
 	$(simulation) --ignored histories_of_many_seeds
 	cargo test --workspace --exclude blockcow-bindings -- --ignored
-	$(bin)/python -m pytest tests/python -m proof
+	$(bin)/python -m pytest tests/python -m proof $(side_by_side)
 	$(bin)/python -m pytest tests/python/test_golden.py
 	$(bin)/python scripts/proof_table.py
 

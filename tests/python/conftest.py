@@ -38,21 +38,22 @@ def cleanup() -> Iterator[ExitStack]:
         yield stack
 
 
-_TRIED = pytest.StashKey[list[str]]()
+_TRIED = "tried"
 
 
 @pytest.fixture
 def tried(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Puts a line among the closing ones of the run, passed or not: how often what was tried."""
-    lines = request.config.stash.setdefault(_TRIED, [])
-    return lambda line: lines.append(f"{request.node.name}: {line}")
+    return lambda line: request.node.user_properties.append((_TRIED, f"{request.node.name}: {line}"))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if lines := config.stash.get(_TRIED, None):
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    calls = [report for report in reports if isinstance(report, pytest.TestReport) and report.when == "call"]
+    if lines := [line for report in calls for key, line in report.user_properties if key == _TRIED]:
         terminalreporter.section("what was tried")
         for line in lines:
-            terminalreporter.line(line)
+            terminalreporter.line(str(line))
 
 
 @pytest.fixture
