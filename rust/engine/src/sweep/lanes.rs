@@ -11,10 +11,12 @@ use crate::sync::{Instant, Mutex};
 
 /// Programs that asked for nothing for so long leave the device to the sweep.
 const LULL: Duration = Duration::from_secs(1);
-/// Requests of programs stand too long if none ends while this many extents are swept one after the other, ...
+/// Requests of programs stand for too long if none ends while so many extents are swept one after the other, ...
 const PATIENCE_EXTENTS: u32 = 2;
-/// ... but not within the first of these times, and in any case after the second.
-const PATIENCE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+/// ... but for no less than this, so that a thread that waits for a processor does not count, ...
+const LEAST_PATIENCE: Duration = Duration::from_millis(5);
+/// ... and no more than this, whatever an extent takes.
+const MOST_PATIENCE: Duration = Duration::from_millis(100);
 /// How long but one lane stays closed after that.
 const RESPITE: Duration = Duration::from_millis(200);
 /// How often a sweeper without a lane looks whether one is open.
@@ -101,7 +103,8 @@ impl Traffic {
             self.standing_since = None;
         } else {
             let since = *self.standing_since.get_or_insert(now);
-            if now.duration_since(since) > (self.extent * PATIENCE_EXTENTS).clamp(PATIENCE.0, PATIENCE.1) {
+            let patience = (self.extent * PATIENCE_EXTENTS).clamp(LEAST_PATIENCE, MOST_PATIENCE);
+            if now.duration_since(since) > patience {
                 self.respite_until = Some(now + RESPITE);
             }
         }

@@ -13,6 +13,7 @@ pub mod fuzzing;
 mod guests;
 mod inbox;
 mod intake;
+mod lookout;
 mod negotiation;
 mod option;
 mod outbox;

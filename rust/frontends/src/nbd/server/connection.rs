@@ -21,6 +21,7 @@ use super::buffers::{Buffer, Buffers};
 use super::guests::Guest;
 use super::inbox::Inbox;
 use super::intake::{self, Received};
+use super::lookout::Lookout;
 use super::negotiation::Agreed;
 use super::outbox::{Outbox, Rest};
 use super::perform;
@@ -54,6 +55,7 @@ pub(super) struct Connection {
 #[derive(Default)]
 struct Lead {
     inbox: Box<Inbox>,
+    lookout: Lookout,
     eager: u32,
 }
 
@@ -108,7 +110,7 @@ impl Connection {
 
     fn lead(self: &Arc<Self>, mut lead: Lead) {
         loop {
-            let received = self.receive(&mut lead.inbox);
+            let received = self.receive(&mut lead.inbox, &mut lead.lookout);
             let (work, payload) = match received {
                 Ok(Some(received)) => received,
                 Ok(None) => return self.end(false),
@@ -130,7 +132,9 @@ impl Connection {
             }
             self.perform(work, payload);
             if slow && lead.inbox.len() == 0 {
-                let more = lead.inbox.add(|space| self.guest.socket().receive_now(space));
+                let socket = self.guest.socket();
+                let now = |space: &mut [u8]| Ok(socket.receive_now(&mut [IoSliceMut::new(space)])?.unwrap_or(0));
+                let more = lead.inbox.add(now);
                 lead.notice(matches!(more, Ok(1..)));
             }
         }
@@ -147,14 +151,15 @@ impl Connection {
     }
 
     /// The next request that is to be done, with its data; those that may not be done are answered.
-    fn receive(&self, inbox: &mut Inbox) -> io::Result<Option<(Work, Option<Buffer>)>> {
+    fn receive(&self, inbox: &mut Inbox, lookout: &mut Lookout) -> io::Result<Option<(Work, Option<Buffer>)>> {
+        let mut source = Source { connection: self, lookout };
         loop {
             let mut cost = OVERHEAD;
             let reserve = |memory| {
                 cost += memory;
                 self.reserve(cost);
             };
-            match intake::next(inbox, &mut Source(self), &self.agreed, &self.buffers, reserve)? {
+            match intake::next(inbox, &mut source, &self.agreed, &self.buffers, reserve)? {
                 Received::Work(request, payload) => return Ok(Some((Work { request, cost }, payload))),
                 Received::Refused(request, refusal) => self.reply(&Work { request, cost }, Answer::Failed(refusal)),
                 Received::End => return Ok(None),
@@ -249,16 +254,22 @@ impl Lead {
 }
 
 /// Receives, and before that sends what is queued: the client may be waiting for it.
-struct Source<'a>(&'a Connection);
+struct Source<'a> {
+    connection: &'a Connection,
+    lookout: &'a mut Lookout,
+}
 
 impl Read for Source<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.send();
-        self.0.guest.socket().receive(buffer)
+        self.read_vectored(&mut [IoSliceMut::new(buffer)])
     }
 
     fn read_vectored(&mut self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        self.0.send();
-        self.0.guest.socket().receive_vectored(buffers)
+        self.connection.send();
+        let socket = self.connection.guest.socket();
+        match self.lookout.watch(|| socket.receive_now(buffers))? {
+            Some(count) => Ok(count),
+            None => socket.receive_vectored(buffers),
+        }
     }
 }

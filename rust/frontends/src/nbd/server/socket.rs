@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::sockopt::{self, Timeout};
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 
 /// What the kernel holds for us to send, so that a reply of many kilobytes goes in one call. The kernel may give less.
 const SEND_BUFFER: usize = 4 << 20;
@@ -44,11 +44,12 @@ impl Socket {
         Ok(retry_on_intr(|| rustix::io::readv(&self.0, buffers))?)
     }
 
-    /// Receives what is there now; 0 also if that is nothing.
-    pub(super) fn receive_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match retry_on_intr(|| rustix::net::recv(&self.0, &mut *buffer, RecvFlags::DONTWAIT)) {
-            Err(Errno::AGAIN) => Ok(0),
-            received => Ok(received?.0),
+    /// Receives what is there now; `None`: nothing is.
+    pub(super) fn receive_now(&self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<Option<usize>> {
+        let mut control = RecvAncillaryBuffer::default();
+        match retry_on_intr(|| rustix::net::recvmsg(&self.0, buffers, &mut control, RecvFlags::DONTWAIT)) {
+            Err(Errno::AGAIN) => Ok(None),
+            received => Ok(Some(received?.bytes)),
         }
     }
 
