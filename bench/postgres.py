@@ -51,7 +51,8 @@ def _running(data: Path, sockets: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        _run(*control, "--mode", "fast", "stop")
+        # It fails if the server has lost its device and died. One that lives keeps the file system busy, which shows.
+        subprocess.run([*control, "--mode", "fast", "stop"], capture_output=True, check=False)
 
 
 def _sockets(folder: Path) -> Path:
@@ -87,7 +88,10 @@ def make_image(image: Path, size: int, scale: int) -> None:
 
 @contextmanager
 def transactions(device: str, folder: Path, lead: float) -> Iterator[Writes]:
-    """pgbench with four clients on a device that `make_image` filled; the block begins `lead` seconds after them."""
+    """pgbench with four clients on a device that `make_image` filled; the block begins `lead` seconds after them.
+
+    If they get an error, all of them end.
+    """
     seen = Writes()
     sockets = _sockets(folder)
     logs = folder / "logs"
@@ -109,8 +113,7 @@ def transactions(device: str, folder: Path, lead: float) -> Iterator[Writes]:
             _wait_for_a_transaction(logs, process)
             time.sleep(lead)
             yield seen
-            ended = process.poll()
-            assert ended is None, f"pgbench ended with {ended}: {process.communicate()[0]}"
+            seen.errors += process.poll() is not None
         finally:
             # runuser hands the signal on; pgbench writes what its log still holds when its server goes.
             process.terminate()

@@ -21,7 +21,7 @@ from latency import Outcome
 from scale import ROOT
 
 _PATIENCE = 60.0
-_LIFETIME = 300.0
+_BACKUP_PATIENCE = 120.0
 _LOOK_EVERY = 0.02
 
 
@@ -131,17 +131,16 @@ class Qemu:
         process = subprocess.Popen(command)
         stack.callback(process.wait, _PATIENCE)
         stack.callback(process.terminate)
-        # It has been seen to stop answering its FUSE export for good once a backup was done; all would wait for ever.
-        watch = threading.Timer(_LIFETIME, process.kill)
-        watch.start()
-        stack.callback(watch.cancel)
+        # It has been seen to stop answering its FUSE export for good under a database; all would wait for ever.
+        self._watch = threading.Timer(_BACKUP_PATIENCE, process.kill)
+        stack.callback(self._watch.cancel)
         _wait_for(pidfile, process)
         self.pid = process.pid
         self._monitor = socket.socket(socket.AF_UNIX)
         stack.callback(self._monitor.close)
         self._monitor.connect(str(monitor))
         self._lines = stack.enter_context(self._monitor.makefile("r"))
-        self._lines.readline()
+        self._line()
         self._failure = ""
         self._ask("qmp_capabilities")
         if kind == "fuse":
@@ -153,12 +152,17 @@ class Qemu:
         """The answer to a command. Of the events before it, the error of the backup is kept."""
         self._monitor.sendall(json.dumps({"execute": command, "arguments": arguments or {}}).encode() + b"\n")
         while True:
-            answer = json.loads(self._lines.readline())
+            answer = json.loads(self._line())
             if answer.get("event") == "BLOCK_JOB_COMPLETED":
                 self._failure = answer["data"].get("error", "")
             elif "event" not in answer:
                 assert "return" in answer, f"qemu-storage-daemon: {command}: {answer}"
                 return answer["return"]
+
+    def _line(self) -> str:
+        if line := self._lines.readline():
+            return line
+        raise ConnectionResetError("qemu-storage-daemon has ended")
 
     def _knows(self, option: str) -> bool:
         """Whether this version has an option by that name anywhere in its schema."""
@@ -177,6 +181,7 @@ class Qemu:
 
     def backup(self, dest: str, container: Container) -> Callable[[], Outcome]:
         """QEMU's container is as large as the device; what limits it is the file system that it lies in."""
+        self._watch.start()
         self._add("dest", dest)
         job: dict[str, Any] = {"job-id": "backup", "device": "disk", "target": "dest", "sync": "full"}
         if self._fleecing:
@@ -195,11 +200,14 @@ class Qemu:
 
     def _outcome(self, began: float, container: Path) -> Outcome:
         fill: list[tuple[float, int]] = []
-        while self._ask("query-jobs"):
-            if self._fleecing:
-                fill.append((time.time() - began, container.stat().st_blocks * 512))
-            time.sleep(_LOOK_EVERY)
-        self._ask("blockdev-del", {"node-name": "dest"})  # which syncs it
+        try:
+            while self._ask("query-jobs"):
+                if self._fleecing:
+                    fill.append((time.time() - began, container.stat().st_blocks * 512))
+                time.sleep(_LOOK_EVERY)
+            self._ask("blockdev-del", {"node-name": "dest"})  # which syncs it
+        except ConnectionError:
+            self._failure = f"qemu-storage-daemon did not answer for {_BACKUP_PATIENCE:.0f} s and was killed"
         seconds = time.time() - began
         return Outcome(
             status="broken" if self._failure else "complete",

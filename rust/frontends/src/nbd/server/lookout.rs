@@ -1,5 +1,7 @@
-//! Waiting for a client that will be back in a moment: looking again takes less than sleeping, as it takes the kernel longer
-//! to wake a thread on an idle processor than to write 4 KiB. Where looking was in vain, the next waits sleep at once.
+//! Waiting for a client that will be back in a moment: looks again for a while before the thread sleeps.
+//!
+//! It takes the kernel longer to wake a thread on an idle processor than to write 4 KiB. Where looking was in vain, the next
+//! waits sleep at once.
 
 use std::hint;
 use std::io;
@@ -24,14 +26,16 @@ impl Lookout {
             return Ok(None);
         }
         let end = Instant::now() + MOMENT;
-        while Instant::now() < end {
+        loop {
             if let Some(found) = look()? {
                 return Ok(Some(found));
             }
+            if Instant::now() > end {
+                self.distrust = DISTRUST;
+                return Ok(None);
+            }
             hint::spin_loop();
         }
-        self.distrust = DISTRUST;
-        Ok(None)
     }
 }
 
