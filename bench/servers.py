@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -195,7 +195,8 @@ class Qemu:
             if self._knows("discard-source"):
                 job["discard-source"] = True
         began = time.time()
-        self._ask("blockdev-backup", job)
+        with suppress(ConnectionError):  # which shows when the outcome is asked for
+            self._ask("blockdev-backup", job)
         return lambda: self._outcome(began, container.path)
 
     def _outcome(self, began: float, container: Path) -> Outcome:
