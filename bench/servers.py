@@ -140,7 +140,7 @@ class Qemu:
         stack.callback(self._monitor.close)
         self._monitor.connect(str(monitor))
         self._lines = stack.enter_context(self._monitor.makefile("r"))
-        self._line()
+        self._lines.readline()
         self._failure = ""
         self._ask("qmp_capabilities")
         if kind == "fuse":
@@ -149,20 +149,18 @@ class Qemu:
             stack.callback(subprocess.run, ["losetup", "--detach", self.target], check=True)
 
     def _ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
-        """The answer to a command. Of the events before it, the error of the backup is kept."""
-        self._monitor.sendall(json.dumps({"execute": command, "arguments": arguments or {}}).encode() + b"\n")
-        while True:
-            answer = json.loads(self._line())
-            if answer.get("event") == "BLOCK_JOB_COMPLETED":
-                self._failure = answer["data"].get("error", "")
-            elif "event" not in answer:
-                assert "return" in answer, f"qemu-storage-daemon: {command}: {answer}"
-                return answer["return"]
-
-    def _line(self) -> str:
-        if line := self._lines.readline():
-            return line
-        raise ConnectionResetError("qemu-storage-daemon has ended")
+        """The answer to a command, `None` if it has ended. Of the events before it, the error of the backup is kept."""
+        with suppress(ConnectionError):
+            self._monitor.sendall(json.dumps({"execute": command, "arguments": arguments or {}}).encode() + b"\n")
+            while line := self._lines.readline():
+                answer = json.loads(line)
+                if answer.get("event") == "BLOCK_JOB_COMPLETED":
+                    self._failure = answer["data"].get("error", "")
+                elif "event" not in answer:
+                    assert "return" in answer, f"qemu-storage-daemon: {command}: {answer}"
+                    return answer["return"]
+        self._failure = f"qemu-storage-daemon ended, or was killed {_BACKUP_PATIENCE:.0f} s after its backup began"
+        return None
 
     def _knows(self, option: str) -> bool:
         """Whether this version has an option by that name anywhere in its schema."""
@@ -195,20 +193,16 @@ class Qemu:
             if self._knows("discard-source"):
                 job["discard-source"] = True
         began = time.time()
-        with suppress(ConnectionError):  # which shows when the outcome is asked for
-            self._ask("blockdev-backup", job)
+        self._ask("blockdev-backup", job)
         return lambda: self._outcome(began, container.path)
 
     def _outcome(self, began: float, container: Path) -> Outcome:
         fill: list[tuple[float, int]] = []
-        try:
-            while self._ask("query-jobs"):
-                if self._fleecing:
-                    fill.append((time.time() - began, container.stat().st_blocks * 512))
-                time.sleep(_LOOK_EVERY)
-            self._ask("blockdev-del", {"node-name": "dest"})  # which syncs it
-        except ConnectionError:
-            self._failure = f"qemu-storage-daemon did not answer for {_BACKUP_PATIENCE:.0f} s and was killed"
+        while self._ask("query-jobs"):
+            if self._fleecing:
+                fill.append((time.time() - began, container.stat().st_blocks * 512))
+            time.sleep(_LOOK_EVERY)
+        self._ask("blockdev-del", {"node-name": "dest"})  # which syncs it
         seconds = time.time() - began
         return Outcome(
             status="broken" if self._failure else "complete",

@@ -31,7 +31,7 @@ pub struct Lanes {
 struct Traffic {
     /// How many lanes are taken.
     taken: usize,
-    /// How long an extent took lately.
+    /// How long an extent took lately: a moving average, in which the last one counts an eighth.
     extent: Duration,
     /// How many requests of programs had ended when somebody last looked.
     ended: u64,
@@ -96,10 +96,11 @@ impl Traffic {
     fn look(&mut self, programs: &Counters, now: Instant) {
         let ended = programs.ended();
         let under_way = programs.begun() > ended;
-        if under_way || ended != self.ended {
+        let some_ended = ended != self.ended;
+        if under_way || some_ended {
             self.shared_until = Some(now + LULL);
         }
-        if !under_way || ended != self.ended {
+        if !under_way || some_ended {
             self.standing_since = None;
         } else {
             let since = *self.standing_since.get_or_insert(now);

@@ -269,7 +269,7 @@ impl Read for Source<'_> {
         let socket = self.connection.guest.socket();
         match self.lookout.watch(|| socket.receive_now(buffers))? {
             Some(count) => Ok(count),
-            None => socket.receive_vectored(buffers),
+            None => socket.receive(buffers),
         }
     }
 }

@@ -36,11 +36,7 @@ impl Socket {
     }
 
     /// Receives what is there, at least one byte unless the peer has ended.
-    pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(retry_on_intr(|| rustix::io::read(&self.0, &mut *buffer))?)
-    }
-
-    pub(super) fn receive_vectored(&self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    pub(super) fn receive(&self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         Ok(retry_on_intr(|| rustix::io::readv(&self.0, buffers))?)
     }
 
@@ -103,7 +99,7 @@ impl<'a> Hurried<'a> {
 impl Read for Hurried<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.limit(Timeout::Recv)?;
-        self.socket.receive(buffer)
+        self.socket.receive(&mut [IoSliceMut::new(buffer)])
     }
 }
 
