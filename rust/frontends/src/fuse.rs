@@ -9,6 +9,7 @@ mod export;
 mod file;
 mod init;
 mod mount;
+mod reserve;
 mod session;
 mod wire;
 

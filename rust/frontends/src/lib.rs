@@ -2,3 +2,5 @@
 
 pub mod fuse;
 pub mod nbd;
+
+mod pace;

@@ -17,7 +17,6 @@ mod lookout;
 mod negotiation;
 mod option;
 mod outbox;
-mod pace;
 mod perform;
 mod reply;
 mod request;
