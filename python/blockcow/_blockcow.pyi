@@ -196,7 +196,7 @@ class FuseExport:
     """
 
     @staticmethod
-    def mount(device: Device, mountpoint: str, *, threads: int = 8, allow_other: bool = True) -> FuseExport:
+    def mount(device: Device, mountpoint: str, *, threads: int = 4, allow_other: bool = True) -> FuseExport:
         """Mounts the device on a regular file, whose permission bits and owner the file takes.
 
         Without root this needs ``fusermount3``. Where the machine does not let this user share mounts, ``allow_other``

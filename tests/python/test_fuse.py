@@ -34,11 +34,11 @@ def export(root: None, tmp_path: Path, cleanup: ExitStack) -> Export:
     if not Path("/dev/fuse").exists():
         pytest.skip("this kernel has no FUSE: /dev/fuse is missing")
 
-    def make(path: str | os.PathLike[str], *, read_only: bool = False) -> str:
+    def make(path: str | os.PathLike[str], *, threads: int = 4, read_only: bool = False) -> str:
         device = cleanup.enter_context(blockcow.Device(path, read_only=read_only))
         point = tmp_path / f"file{len(list(tmp_path.glob('file*')))}"
         point.touch(0o600)
-        served = FuseExport.mount(device, str(point))
+        served = FuseExport.mount(device, str(point), threads=threads)
         cleanup.callback(served.close)
         return str(point)
 

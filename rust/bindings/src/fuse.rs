@@ -18,7 +18,7 @@ pub struct FuseExport(Export);
 #[pymethods]
 impl FuseExport {
     #[staticmethod]
-    #[pyo3(signature = (device, mountpoint, *, threads = 8, allow_other = true))]
+    #[pyo3(signature = (device, mountpoint, *, threads = 4, allow_other = true))]
     fn mount(
         py: Python<'_>,
         device: &Device,

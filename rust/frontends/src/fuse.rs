@@ -9,7 +9,6 @@ mod export;
 mod file;
 mod init;
 mod mount;
-mod reserve;
 mod session;
 mod wire;
 

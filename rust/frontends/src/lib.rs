@@ -2,5 +2,3 @@
 
 pub mod fuse;
 pub mod nbd;
-
-mod pace;

@@ -203,7 +203,7 @@ enum Answer {
 }
 
 /// The structure behind a request's header.
-pub(super) fn structure<T: FromBytes + KnownLayout + Immutable>(bytes: &[u8]) -> Result<T, Errno> {
+fn structure<T: FromBytes + KnownLayout + Immutable>(bytes: &[u8]) -> Result<T, Errno> {
     let body = bytes.get(size_of::<InHeader>()..).ok_or(Errno::INVAL)?;
     T::read_from_prefix(body).map(|(structure, _)| structure).map_err(|_| Errno::INVAL)
 }

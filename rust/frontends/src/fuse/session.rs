@@ -1,5 +1,4 @@
-//! The threads of a connection: each reads a request from its own descriptor, has it done, and reads the next. A few always
-//! do; the others rest until I/O is so slow that it is worth while to read more requests meanwhile.
+//! The threads of a connection: each reads a request from its own descriptor, has it done, and reads the next.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -12,21 +11,15 @@ use rustix::io::Errno;
 use zerocopy::FromBytes;
 
 use super::channel::{Channel, Reply, RequestBuffer};
-use super::file::{File, structure};
-use super::reserve::Reserve;
-use super::wire::{InHeader, TransferIn, opcode};
-use crate::pace::{Kind, Pace};
+use super::file::File;
+use super::wire::InHeader;
 
-/// So many threads never rest.
-const ALWAYS_READING: usize = 4;
 /// How long a thread rests after an error of the device that should not happen.
 const REST: Duration = Duration::from_millis(10);
 
 /// The threads that serve one file.
 #[derive(Default)]
 pub struct Session {
-    pace: Pace,
-    reserve: Reserve,
     running: Mutex<usize>,
     ended: Condvar,
 }
@@ -38,56 +31,19 @@ impl Session {
     /// `State` if a thread cannot be started.
     pub fn start(file: &Arc<File>, channels: &[Arc<Channel>]) -> Result<Arc<Self>> {
         let session = Arc::new(Self::default());
-        for (number, channel) in channels.iter().enumerate() {
+        for channel in channels {
             let (file, channel) = (file.clone(), channel.clone());
             // Before any request is read.
             let mut buffer = RequestBuffer::new();
             let turn = Turn::begin(&session);
-            let work = move || turn.0.serve(&file, &channel, &mut buffer, number >= ALWAYS_READING);
+            let work = move || {
+                let _turn = turn;
+                serve(&file, &channel, &mut buffer);
+            };
             let started = thread::Builder::new().name("blockcow-fuse".into()).spawn(work);
             started.map_err(|error| Error::io(ErrorKind::State, "start a thread for FUSE", &error))?;
         }
         Ok(session)
-    }
-
-    /// Reads requests and has them done until the connection ends. Who `rests` reads while others are held up only.
-    fn serve(&self, file: &File, channel: &Arc<Channel>, buffer: &mut RequestBuffer, rests: bool) {
-        let mut slow = false;
-        loop {
-            if rests && !slow {
-                self.reserve.rest();
-            }
-            match channel.read(buffer) {
-                Ok(length @ 1..) => slow = self.answer(file, channel, buffer.bytes(), length),
-                // The file is unmounted, or its connection was aborted.
-                Ok(0) | Err(Errno::NODEV | Errno::CONNABORTED) => return self.reserve.dismiss(),
-                // A signal; or the request was taken back before it could be read.
-                Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => {}
-                Err(error) => {
-                    eprintln!("blockcow: read a FUSE request: {}", std::io::Error::from(error));
-                    thread::sleep(REST);
-                }
-            }
-        }
-    }
-
-    /// Whether the request was of a kind whose I/O is slow. A panic answers EIO, by the dropped reply, and the thread goes
-    /// on.
-    fn answer(&self, file: &File, channel: &Arc<Channel>, bytes: &mut [u8], length: usize) -> bool {
-        let Ok((header, _)) = InHeader::read_from_prefix(&bytes[..length]) else { return false };
-        let kind = kind_of(&header, &bytes[..length]);
-        let slow = self.pace.is_slow(kind);
-        if slow {
-            self.reserve.call();
-        }
-        let reply = Reply::new(channel, header.unique);
-        let began = Instant::now();
-        let handled = catch_unwind(AssertUnwindSafe(|| file.handle(header, bytes, length, reply)));
-        self.pace.took(kind, began.elapsed());
-        if handled.is_err() {
-            eprintln!("blockcow: a FUSE request of kind {} was answered with an error, see above", header.opcode);
-        }
-        slow
     }
 
     /// Waits until all threads have ended; `false` if the timeout came first.
@@ -120,13 +76,28 @@ impl Drop for Turn {
     }
 }
 
-/// What the request's I/O takes as long as.
-fn kind_of(header: &InHeader, bytes: &[u8]) -> Kind {
-    let length = || structure::<TransferIn>(bytes).map_or(0, |wanted| wanted.size);
-    match header.opcode {
-        opcode::READ => Kind::of_read(length()),
-        opcode::WRITE => Kind::of_write(length()),
-        opcode::FSYNC => Kind::Flush,
-        _ => Kind::Other,
+fn serve(file: &File, channel: &Arc<Channel>, buffer: &mut RequestBuffer) {
+    loop {
+        match channel.read(buffer) {
+            // The file is unmounted, or its connection was aborted.
+            Ok(0) | Err(Errno::NODEV | Errno::CONNABORTED) => return,
+            Ok(length) => answer(file, channel, buffer.bytes(), length),
+            // A signal; or the request was taken back before it could be read.
+            Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => {}
+            Err(error) => {
+                eprintln!("blockcow: read a FUSE request: {}", std::io::Error::from(error));
+                thread::sleep(REST);
+            }
+        }
+    }
+}
+
+/// A panic answers EIO, by the dropped reply, and the thread goes on.
+fn answer(file: &File, channel: &Arc<Channel>, bytes: &mut [u8], length: usize) {
+    let Ok((header, _)) = InHeader::read_from_prefix(&bytes[..length]) else { return };
+    let reply = Reply::new(channel, header.unique);
+    let handled = catch_unwind(AssertUnwindSafe(|| file.handle(header, bytes, length, reply)));
+    if handled.is_err() {
+        eprintln!("blockcow: a FUSE request of kind {} was answered with an error, see above", header.opcode);
     }
 }

@@ -17,6 +17,7 @@ mod lookout;
 mod negotiation;
 mod option;
 mod outbox;
+mod pace;
 mod perform;
 mod reply;
 mod request;

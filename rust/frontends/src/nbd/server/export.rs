@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use blockcow_engine::driver::Driver;
 
+use super::pace::Pace;
 use crate::nbd::protocol::transmission;
-use crate::pace::Pace;
 
 /// A device under a name.
 pub struct Export {

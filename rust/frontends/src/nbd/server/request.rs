@@ -3,8 +3,8 @@
 use zerocopy::FromBytes;
 
 use super::negotiation::Agreed;
+use super::pace::Kind;
 use crate::nbd::protocol::{self, DEFAULT_MAX_PAYLOAD, REQUEST_MAGIC, command, errno, flag};
-use crate::pace::Kind;
 
 /// More data than this are not even skipped: the connection ends.
 const MAX_SKIPPED: u32 = 2 * DEFAULT_MAX_PAYLOAD;

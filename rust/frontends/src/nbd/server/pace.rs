@@ -1,4 +1,4 @@
-//! How long the I/O of a device takes, from what it took lately: whether it is worth a thread of its own.
+//! How long the I/O of an export takes, from what it took lately: whether it is worth a thread of its own.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -14,7 +14,7 @@ const CEILING: Duration = Duration::from_millis(1);
 
 /// Requests whose I/O takes about as long as that of others of the kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(super) enum Kind {
     Read,
     LargeRead,
     Write,
@@ -26,28 +26,28 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// A read of so many bytes.
-    pub(crate) fn of_read(length: u32) -> Self {
+    pub(super) fn of_read(length: u32) -> Self {
         if length > LARGE { Self::LargeRead } else { Self::Read }
     }
 
     /// A write of so many bytes.
-    pub(crate) fn of_write(length: u32) -> Self {
+    pub(super) fn of_write(length: u32) -> Self {
         if length > LARGE { Self::LargeWrite } else { Self::Write }
     }
 }
 
 /// Moving averages in nanoseconds, one for each kind of request. Approximate when many threads sample.
 #[derive(Default)]
-pub(crate) struct Pace([AtomicU32; 6]);
+pub(super) struct Pace([AtomicU32; 6]);
 
 impl Pace {
     /// Whether I/O of the kind is so slow that another thread should receive meanwhile. What was never tried is not.
-    pub(crate) fn is_slow(&self, kind: Kind) -> bool {
+    pub(super) fn is_slow(&self, kind: Kind) -> bool {
         self.0[kind as usize].load(Ordering::Relaxed) > WORTH_A_THREAD
     }
 
     /// I/O of the kind took so long.
-    pub(crate) fn took(&self, kind: Kind, time: Duration) {
+    pub(super) fn took(&self, kind: Kind, time: Duration) {
         let average = &self.0[kind as usize];
         let sample = time.min(CEILING).as_nanos() as u32;
         let before = average.load(Ordering::Relaxed);
